@@ -1,0 +1,242 @@
+"""Scores that mean what they say: exact match of calls, the same for every runtime.
+
+`score(generate, cases)` works with anything that turns prompts into texts; a Scorecard keeps every answer, so two
+runtimes can be compared case by case.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .calls import Call, CallSyntaxError, parse_calls, same_call
+from .data import Case
+
+TEXT, CALL, MALFORMED = "text", "call", "malformed"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case and what a runtime made of it; `state` is text, call or malformed; `differs` says which keys differ."""
+
+    id: str
+    query: str
+    output: str
+    expected: list[dict]
+    got: list[dict]
+    state: str
+    exact: bool
+    exact_any_order: bool
+    arguments_right: int
+    arguments: int
+    differs: list[str]
+
+
+def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `n` cases. Source: E. B. Wilson, JASA 22 (1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = hits / n, z * z
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def judge(case: Case, output: str) -> Result:
+    """Compare one output with what its case expects."""
+    expected, tools = list(case.calls), {tool["name"]: tool for tool in case.tools}
+    try:
+        got = parse_calls(output)
+        state = CALL if got else TEXT
+    except CallSyntaxError as error:
+        got, state, fault = [], MALFORMED, str(error)
+
+    def same(a: Call, b: Call) -> bool:
+        return same_call(a, b, tools.get(a.name))
+
+    exact = state != MALFORMED and len(got) == len(expected) and all(map(same, expected, got))
+    any_order = state != MALFORMED and len(got) == len(expected) and _match(expected, got, same)
+    right, total, differs = 0, 0, []
+    for want, have in zip(expected, got + [None] * len(expected)):
+        keys = sorted(set(want.arguments) | (set(have.arguments) if have else set()))
+        total += len(keys)
+        if have is None or have.name != want.name:
+            differs.append(f"{want.name}: {'no call' if have is None else 'called ' + have.name}")
+            continue
+        for key in keys:
+            a, b = ({key: c.arguments[key]} if key in c.arguments else {} for c in (want, have))
+            if same(Call(want.name, a), Call(want.name, b)):
+                right += 1
+            else:
+                differs.append(f"{want.name}.{key}: {_value(b, key)} instead of {_value(a, key)}")
+    differs += [f"{call.name}: not asked for" for call in got[len(expected) :]]
+    if state == MALFORMED:
+        differs = [f"malformed: {fault}"]
+    return Result(case.id, case.query, output, [asdict(c) for c in expected], [asdict(c) for c in got], state, exact,
+                  any_order, right, total, differs)  # fmt: skip
+
+
+def _match(expected: list[Call], got: list[Call], same: Callable[[Call, Call], bool]) -> bool:
+    rest = list(got)
+    for want in expected:
+        hit = next((i for i, have in enumerate(rest) if same(want, have)), None)
+        if hit is None:
+            return False
+        rest.pop(hit)
+    return True
+
+
+def _value(arguments: dict, key: str) -> str:
+    return json.dumps(arguments[key], ensure_ascii=False) if key in arguments else "nothing"
+
+
+@dataclass
+class Scorecard:
+    """Results of one runtime on a list of cases; saves as JSON and shows itself as a table."""
+
+    name: str
+    results: list[Result] = field(default_factory=list)
+    seconds: float | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.results)
+
+    @property
+    def hits(self) -> int:
+        return sum(r.exact for r in self.results)
+
+    @property
+    def exact(self) -> float:
+        """Share of cases with exactly the expected calls, in order."""
+        return self.hits / self.n if self.n else 0.0
+
+    def states(self) -> dict[str, Counter]:
+        """For cases that expect calls and for those that expect none: how many answered text, call, malformed."""
+        table = {"call expected": Counter(), "text expected": Counter()}
+        for r in self.results:
+            table["call expected" if r.expected else "text expected"][r.state] += 1
+        return table
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that a report shows; shares between 0 and 1."""
+        calls = [r for r in self.results if r.expected]
+        none = [r for r in self.results if not r.expected]
+        arguments = sum(r.arguments for r in self.results)
+        low, high = wilson(self.hits, self.n)
+        return {
+            "cases": self.n,
+            "exact": self.exact,
+            "exact_low": low,
+            "exact_high": high,
+            "exact_any_order": sum(r.exact_any_order for r in self.results) / self.n if self.n else 0.0,
+            "right_tools": _share([[c["name"] for c in r.got] == [c["name"] for c in r.expected] for r in calls]),
+            "arguments": sum(r.arguments_right for r in self.results) / arguments if arguments else 1.0,
+            "abstained": _share([r.state == TEXT for r in none]),
+            "malformed": sum(r.state == MALFORMED for r in self.results),
+        }
+
+    def confusion(self) -> dict[tuple[str, str], int]:
+        """How often the first tool expected was answered by which; `no call` and `malformed` count as tools."""
+        pairs: Counter = Counter()
+        for r in self.results:
+            want = r.expected[0]["name"] if r.expected else "no call"
+            have = MALFORMED if r.state == MALFORMED else r.got[0]["name"] if r.got else "no call"
+            pairs[want, have] += 1
+        return dict(pairs)
+
+    def lost_against(self, other: Scorecard) -> list[Result]:
+        """Cases that `other` gets right and this one does not."""
+        right = {r.id for r in other.results if r.exact}
+        return [r for r in self.results if r.id in right and not r.exact]
+
+    def same_outputs(self, other: Scorecard) -> int:
+        """In how many cases the two gave the same text, to the letter."""
+        theirs = {r.id: r.output for r in other.results}
+        return sum(theirs.get(r.id) == r.output for r in self.results)
+
+    def save(self, path: Path) -> None:
+        """Write the scorecard as JSON."""
+        value = {"name": self.name, "seconds": self.seconds, "summary": self.summary()}
+        value["results"] = [asdict(r) for r in self.results]
+        path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Scorecard:
+        """Read what `save` wrote."""
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return cls(value["name"], [Result(**r) for r in value["results"]], value["seconds"])
+
+    def __str__(self) -> str:
+        s = self.summary()
+        line = f"{self.name}: {self.hits} of {self.n} exact ({s['exact']:.1%}, 95 % interval {s['exact_low']:.0%} to {s['exact_high']:.0%})"
+        return "\n".join([line, *(f"  {r.query[:60]} → {'; '.join(r.differs)}" for r in self.results if not r.exact)])
+
+    def _repr_html_(self) -> str:
+        s, states = self.summary(), self.states()
+        rows = [
+            ("exact match", f"{self.hits} of {self.n} = {s['exact']:.1%} (95 %: {s['exact_low']:.0%} to {s['exact_high']:.0%})"),
+            ("exact match, any order of parallel calls", f"{s['exact_any_order']:.1%}"),
+            ("right tools", f"{s['right_tools']:.1%}"),
+            ("right arguments", f"{s['arguments']:.1%}"),
+            *((f"{kind}: text / call / malformed", " / ".join(str(c[k]) for k in (TEXT, CALL, MALFORMED))) for kind, c in states.items()),
+        ]  # fmt: skip
+        body = "".join(f"<tr><td style='text-align:left'>{a}</td><td style='text-align:left'>{escape(b)}</td></tr>" for a, b in rows)
+        wrong = [r for r in self.results if not r.exact]
+        lost = "".join(
+            f"<tr><td style='text-align:left'>{escape(r.query)}</td><td style='text-align:left'>{escape('; '.join(r.differs)) or 'a call was expected' if r.expected else escape('; '.join(r.differs))}</td></tr>"
+            for r in wrong[:12]
+        )
+        more = f"<p>… and {len(wrong) - 12} more</p>" if len(wrong) > 12 else ""
+        table = f"<table><tr><th style='text-align:left'>not exact</th><th style='text-align:left'>what differs</th></tr>{lost}</table>{more}" if wrong else ""
+        return f"<b>{escape(self.name)}</b><table>{body}</table>{table}"
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 1.0
+
+
+def score(generate: Callable[[list[str]], list[str]], cases: Sequence[Case], name: str = "model") -> Scorecard:
+    """Run `generate` (prompts in, texts out) on all cases and judge each. Raises ValueError when answers are missing."""
+    import time
+
+    begin = time.perf_counter()
+    outputs = generate([case.prompt for case in cases])
+    if len(outputs) != len(cases):
+        raise ValueError(f"{name} gave {len(outputs)} answers to {len(cases)} prompts")
+    return Scorecard(name, [judge(c, o) for c, o in zip(cases, outputs)], time.perf_counter() - begin)
+
+
+class Comparison:
+    """Scorecards side by side, one line each, as text and as a table in a notebook."""
+
+    def __init__(self, cards: Sequence[Scorecard]):
+        self.cards = list(cards)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Name, exact, interval, right tools, right arguments, abstained, malformed, seconds: all as text."""
+        out = []
+        for card in self.cards:
+            s = card.summary()
+            out.append((card.name, f"{card.hits}/{card.n}", f"{s['exact']:.1%}", f"{s['exact_low']:.0%}–{s['exact_high']:.0%}",
+                        f"{s['right_tools']:.1%}", f"{s['arguments']:.1%}", f"{s['abstained']:.1%}", str(s["malformed"]),
+                        "" if card.seconds is None else f"{card.seconds:.0f}"))  # fmt: skip
+        return out
+
+    HEAD = ("", "exact", "share", "95 %", "right tools", "right arguments", "abstained", "malformed", "seconds")
+
+    def __str__(self) -> str:
+        table = [self.HEAD, *self.rows()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(self.HEAD))]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{h}</th>" for h in self.HEAD)
+        body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in self.rows())
+        return f"<table><tr>{head}</tr>{body}</table>"

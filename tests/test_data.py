@@ -1,0 +1,252 @@
+"""Reading what users bring, splitting without leaks, marking what is learned."""
+
+import json
+
+import pytest
+
+from fgtune_helpers import data
+from fgtune_helpers.base import load_tokenizer, resolve_base
+from fgtune_helpers.calls import Call
+from fgtune_helpers.prompt import TRIGGER, lint_examples, lint_tools
+from fgtune_helpers.stage import project_root
+
+TOOL = {
+    "name": "set_timer",
+    "description": "Start a timer.",
+    "parameters": {
+        "type": "object",
+        "properties": {"minutes": {"type": "integer", "description": "How long"}},
+        "required": ["minutes"],
+    },
+}
+
+
+def write(tmp_path, value, name="x.json"):
+    path = tmp_path / name
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    root = project_root() / "examples"
+    tools = data.read_tools(root / "tools.json")
+    return tools, data.read_examples(root / "examples.json", tools)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(resolve_base("tiny").path)
+
+
+def test_the_shipped_data_is_what_the_readme_promises(shipped):
+    tools, examples = shipped
+    assert len(tools) >= 8 and len(examples) >= 320
+    assert not lint_tools(tools) and not lint_examples(examples, tools)
+    calls = [data.first_calls(e) for e in examples]
+    assert sum(len(c) > 1 for c in calls) >= 40
+    assert 1 / 10 <= sum(not c for c in calls) / len(calls) <= 1 / 5
+    assert sum(len(e["messages"]) > 4 for e in examples) >= 20
+    kinds = {type(v) for c in calls for call in c for v in call.arguments.values()}
+    assert kinds == {str, int, bool, list, dict}
+
+
+def test_tools_from_a_folder_in_order(tmp_path):
+    write(tmp_path, [TOOL | {"name": "b"}], "2.json")
+    write(tmp_path, {"tools": [{"type": "function", "function": TOOL | {"name": "a"}}]}, "1.json")
+    assert [t["name"] for t in data.read_tools(tmp_path)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"name": "a"},]', r"x\.json, line 1, column 1\d: "),
+        ("[]", "expected a list of tools"),
+        ('[{"description": "no name"}]', 'tool 1 has no "name"'),
+    ],
+)
+def test_broken_tools_are_one_clear_line(tmp_path, text, message):
+    with pytest.raises(data.DataError, match=message):
+        data.read_tools(write(tmp_path, text))
+
+
+def test_not_utf8(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes(b'["\xff"]')
+    with pytest.raises(data.DataError, match=r"x\.json is not UTF-8"):
+        data.read_tools(path)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"userQuery": "a"}, "nothing to learn"),
+        ({"userQuery": " ", "expectedToolCalls": [{"name": "x"}]}, '"userQuery" is empty'),
+        ({"query": "a"}, r'neither "userQuery" nor "messages" is there \(found query\)'),
+        ({"userQuery": "a", "expectedCalls": []}, "'expectedCalls' is not understood"),
+        ({"userQuery": "a", "expectedToolCalls": [{"arguments": {}}]}, 'a call without a "name"'),
+        (
+            {"userQuery": "a", "expectedToolCalls": [{"name": "x"}], "toolResponses": [{"name": "x"}, {"name": "y"}]},
+            "1 calls but 2 tool responses",
+        ),
+        (
+            {"userQuery": "a", "expectedToolCalls": [{"name": "x"}], "expectedFinalResponse": "b"},
+            'needs "toolResponses" between them',
+        ),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "message 1: the role must be one of"),
+        ({"messages": [{"role": "user", "content": "a", "audio": 1}]}, "'audio' is not understood"),
+        ({"messages": [], "label": 3}, "'label' is not understood"),
+        ("text", "expected an object, found str"),
+    ],
+)
+def test_what_is_not_understood_is_named(tmp_path, item, message):
+    with pytest.raises(data.DataError, match=message) as error:
+        data.read_examples(write(tmp_path, [item]), [TOOL])
+    assert "x.json, example 1" in str(error.value)
+
+
+def test_doubled_ids(tmp_path):
+    rows = [{"id": 1, "userQuery": "a", "expectedFinalResponse": "b"}] * 2
+    with pytest.raises(data.DataError, match="id '1' is there 2 times"):
+        data.read_examples(write(tmp_path, rows), [TOOL])
+
+
+def test_the_seeds_format_and_chat_rows_say_the_same(tmp_path):
+    seed = {
+        "userQuery": "five minutes",
+        "expectedToolCalls": [{"name": "set_timer", "arguments": {"minutes": 5}}],
+        "toolResponses": [{"name": "set_timer", "response": {"ok": True}}],
+        "expectedFinalResponse": "Started.",
+    }
+    chat = {
+        "tools": json.dumps([{"type": "function", "function": TOOL}]),
+        "messages": [
+            {"role": "system", "content": TRIGGER},
+            {"role": "user", "content": "five minutes"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c1", "function": {"name": "set_timer", "arguments": '{"minutes": 5}'}}],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": {"ok": True}},
+            {"role": "assistant", "content": "Started."},
+        ],
+    }
+    a = data.read_examples(write(tmp_path, [seed]), [TOOL])[0]
+    b = data.read_examples(write(tmp_path, json.dumps(chat) + "\n", "x.jsonl"), [])[0]
+    assert a["messages"] == b["messages"] and a["tools"] == b["tools"] == [TOOL]
+
+
+def test_mobile_actions_nulls_are_left_out(tmp_path):
+    row = {
+        "messages": [
+            {"role": "user", "content": "five minutes"},
+            {"role": "model", "tool_calls": [{"function": {"name": "set_timer", "arguments": {"minutes": 5, "label": None}}}]},
+        ]
+    }
+    example = data.read_examples(write(tmp_path, [row]), [TOOL])[0]
+    assert data.first_calls(example) == (Call("set_timer", {"minutes": 5}),)
+    assert example["messages"][0] == {"role": "developer", "content": TRIGGER}
+
+
+# ---------------------------------------------------------------- splits
+
+
+def test_split_sizes_seed_and_strata(shipped):
+    _, examples = shipped
+    kwargs = dict(valid=32, test=48, similarity=85)
+    splits = data.split_examples(examples, **kwargs, seed=7)
+    assert [len(splits[k]) for k in ("train", "valid", "test")] == [len(examples) - 80, 32, 48]
+    assert splits == data.split_examples(examples, **kwargs, seed=7)
+    assert splits["test"] != data.split_examples(examples, **kwargs, seed=8)["test"]
+    ids = [e["id"] for split in splits.values() for e in split]
+    assert sorted(ids) == sorted(e["id"] for e in examples)
+    assert {data.label(e) for e in splits["test"]} == {data.label(e) for e in examples}
+
+
+def paraphrases():
+    """24 questions, each asked twice in other words."""
+    first = [f"set a timer for {n} minutes please" for n in range(10, 34)]
+    second = [f"{n} on the clock, starting now, for my tea" for n in range(10, 34)]
+    return [
+        {
+            "id": f"{k}{n}",
+            "tools": [TOOL],
+            "messages": [
+                {"role": "developer", "content": TRIGGER},
+                {"role": "user", "content": query},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "set_timer", "arguments": {"minutes": n}}}]},
+            ],
+        }
+        for k, queries in (("a", first), ("b", second))
+        for n, query in zip(range(10, 34), queries)
+    ]
+
+
+def test_paraphrases_of_a_test_case_are_never_trained_on():
+    examples = paraphrases()
+    grouped = data.split_examples(examples, valid=4, test=8, similarity=100, seed=0)
+    assert data.leaks(grouped, 100) == []
+    random = data.random_split(examples, valid=4, test=8, seed=0)
+    assert len(data.leaks(random, 100)) >= 6
+
+
+def test_near_duplicates_stay_together():
+    groups = data.group_examples(paraphrases(), similarity=85)
+    assert len(groups) == 1  # "set a timer for 10 minutes please" and "… 11 …" are alike
+    assert len(data.group_examples(paraphrases(), similarity=100)) == 24
+
+
+def test_too_few_examples_is_one_clear_line(shipped):
+    with pytest.raises(data.DataError, match=r"20 examples are too few for 48 test and 32 validation cases"):
+        data.split_examples(shipped[1][:20], valid=32, test=48, similarity=85, seed=0)
+    with pytest.raises(data.DataError, match="too many examples ask for the same calls"):
+        data.split_examples(paraphrases(), valid=4, test=8, similarity=85, seed=0)
+
+
+# ---------------------------------------------------------------- rows
+
+
+def learned(row, tokenizer):
+    return tokenizer.decode([i for i, t in zip(row.ids, row.targets) if t], skip_special_tokens=False)
+
+
+def test_every_assistant_turn_is_learned_and_nothing_else(shipped, tokenizer):
+    example = next(e for e in shipped[1] if len(e["messages"]) > 4 and data.first_calls(e)[0].name == "get_weather")
+    row = data.tokenize(example, tokenizer)
+    city, final = data.first_calls(example)[0].arguments["city"], example["messages"][-1]["content"]
+    text = learned(row, tokenizer)
+    assert text.startswith("<start_function_call>call:get_weather{") and city in text
+    assert "}<end_function_call><start_function_response>" in text and text.endswith(f"{final}<end_of_turn>\n")
+    assert "response:" not in text and "declaration" not in text and example["messages"][1]["content"] not in text
+    assert not any(row.targets[: row.prefix])
+
+
+def test_parallel_calls_are_learned_up_to_the_marker(shipped, tokenizer):
+    example = next(e for e in shipped[1] if len(data.first_calls(e)) == 2)
+    text = learned(data.tokenize(example, tokenizer), tokenizer)
+    assert text.count("<start_function_call>") == 2 and text.endswith("<end_function_call><start_function_response>")
+
+
+def test_too_long_is_an_error_with_both_numbers(shipped, tokenizer):
+    with pytest.raises(data.DataError, match=r"has \d+ tokens, max_seq_length is 64"):
+        data.tokenize(shipped[1][0], tokenizer, 64)
+
+
+def test_nothing_to_learn_is_an_error(tokenizer):
+    row = {"id": "x", "tools": [TOOL], "messages": [{"role": "developer", "content": TRIGGER}, {"role": "user", "content": "a"}]}
+    with pytest.raises(data.DataError, match="no assistant turn"):
+        data.tokenize(row, tokenizer)
+
+
+def test_a_case_prompt_is_what_training_rows_begin_with(shipped, tokenizer):
+    for example in shipped[1][:20]:
+        row, case = data.tokenize(example, tokenizer), data.case_of(example)
+        ids = tokenizer(case.prompt, add_special_tokens=False)["input_ids"]
+        assert list(row.ids[: len(ids)]) == ids and row.targets[len(ids)] and not any(row.targets[: len(ids)])
+
+
+def test_the_mask_shows_what_is_learned(shipped, tokenizer):
+    row = data.tokenize(shipped[1][0], tokenizer)
+    html = data.mask_html(row, tokenizer, skip=row.prefix)
+    assert html.count("#cdeccd") == sum(row.targets)
