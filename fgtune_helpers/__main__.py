@@ -1,0 +1,76 @@
+"""`python -m fgtune_helpers run | audit | serve | sweep`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import pipeline
+from .params import ParameterError, coerce
+from .stage import StageError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fgtune_helpers", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | audit | serve | sweep")
+
+    def series(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--params", "-f", action="append", default=[], metavar="FILE", help="flat YAML of parameters")
+        sub.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
+        sub.add_argument("--force", action="store_true", help="run stages that are done as well")
+        return sub
+
+    run = series("run", "run the series; stages that are done are kept")
+    run.add_argument("--from", dest="start", metavar="STAGE", help="first stage (02, train or 02_train)")
+    run.add_argument("--to", dest="end", metavar="STAGE", help="last stage")
+    run.add_argument("--only", action="append", default=[], metavar="STAGE", help="just this stage (repeatable)")
+    run.add_argument("--skip", action="append", default=[], metavar="STAGE", help="leave this stage out (repeatable)")
+    run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    run.add_argument("--list", action="store_true", help="list the stages and what is done")
+    check = commands.add_parser("audit", help="check a finished run from its files alone")
+    check.add_argument("run_dir", nargs="?", default="runs/quickstart")
+    serve = commands.add_parser("serve", help="preview a deployed site on this machine only")
+    serve.add_argument("site", nargs="?", default="runs/quickstart/10_deploy_browser/site")
+    serve.add_argument("--port", type=int, default=8000)
+    grid = series("sweep", "train and test every combination of comma-separated values: -p rank 4,8,16")
+    grid.set_defaults(start=None, end=None)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 done, 1 a stage failed, 2 bad parameters."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.command == "audit":
+            return pipeline.audit(args.run_dir)
+        if args.command == "serve":
+            from .deploy import DeployError, serve
+
+            try:
+                serve(args.site, args.port)
+            except DeployError as error:
+                raise ParameterError(str(error)) from None
+            return pipeline.OK
+        if args.command == "sweep":
+            grid = {n: [coerce(n, v) for v in value.split(",")] for n, value in args.p if "," in value}
+            if not grid:
+                raise ParameterError("sweep needs at least one parameter with several values: -p rank 4,8,16")
+            values = pipeline.load_params(args.params, [(n, v) for n, v in args.p if n not in grid])
+            return pipeline.sweep(pipeline.Plan([], values, args.force), grid)
+        stages = pipeline.choose(args.start, args.end, args.only, args.skip)
+        plan = pipeline.Plan(stages, pipeline.load_params(args.params, args.p), args.force)
+        if args.list or args.dry_run:
+            pipeline.list_stages(plan)
+            return pipeline.OK
+        return pipeline.run_series(plan)
+    except (ParameterError, StageError, OSError) as error:
+        print(f"fgtune: {error}", file=sys.stderr)
+        return pipeline.BAD
+    except KeyboardInterrupt:
+        print("\nstopped; what is done is kept, the same command goes on from here", file=sys.stderr)
+        return pipeline.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The runner: plans, exit codes, one-line errors. The series itself is in test_series.py."""
+
+import io
+import json
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from fgtune_helpers import pipeline
+from fgtune_helpers.__main__ import main
+from fgtune_helpers.stage import STAGES
+
+
+def test_bad_parameters_exit_2_with_one_line(capsys):
+    for argv, message in [
+        (["run", "-p", "itres", "3"], "did you mean 'iters'"),
+        (["run", "-p", "iters", "0"], "outside"),
+        (["run", "--params", "params/nowhere.yaml"], "does not exist"),
+        (["run", "-p", "tools_file", "nowhere.json"], "does not exist"),
+        (["run", "--only", "12"], "no stage '12'"),
+        (["run", "-p", "run_dir", "runs/{x}"], "braces"),
+        (["sweep", "-p", "rank", "4"], "several values"),
+        (["serve", "nowhere"], "nowhere"),
+    ]:
+        assert main(argv) == 2, argv
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+
+
+def test_audit_of_nothing(tmp_path, capsys):
+    assert main(["audit", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().out
+
+
+def test_a_params_file_that_is_no_yaml(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text("iters: [1\n")
+    assert main(["run", "--params", str(tmp_path / "x.yaml")]) == 2
+    assert "is no YAML" in capsys.readouterr().err
+
+
+def test_dry_run_and_list_start_nothing(tmp_path, capsys):
+    assert main(["run", "--dry-run", "-p", "run_dir", str(tmp_path / "r")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == list(STAGES) and lines[0].startswith("run ")
+    assert not (tmp_path / "r").exists()
+
+
+def notebook(tmp_path, *cells):
+    path = tmp_path / "n.ipynb"
+    nbformat.write(new_notebook(cells=list(cells)), path)
+    return path
+
+
+def test_done_is_more_than_an_exit_code(tmp_path):
+    ran = new_code_cell("1", execution_count=1)
+    assert pipeline.unfinished(notebook(tmp_path, ran)) is None
+    assert pipeline.unfinished(notebook(tmp_path, ran, new_code_cell("2"))) == "cell 1 never ran"
+    raised = new_code_cell("3", execution_count=2)
+    raised.outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
+    assert pipeline.unfinished(notebook(tmp_path, ran, raised)) == "cell 1 raised"
+
+
+@pytest.fixture
+def fake_project(tmp_path, monkeypatch):
+    """A project whose 00_setup runs the given lines: the real runner and a real kernel, no model."""
+    (tmp_path / "pyproject.toml").write_text("")
+    for name in ("notebooks", "params", "examples"):
+        (tmp_path / name).mkdir()
+    for name in ("tools.json", "examples.json"):
+        (tmp_path / "examples" / name).write_text("[]")
+    monkeypatch.setenv("FGTUNE_ROOT", str(tmp_path))
+
+    def run(source):
+        parameters = new_code_cell('run_dir: str = ""\nseed: int = 7\nbase_model: str = "x"', metadata={"tags": ["parameters"]})
+        start = new_code_cell(
+            'from fgtune_helpers import stage\nstage._seed = lambda *_: None\nrun = stage.start_stage("00_setup", globals())'
+        )
+        cells = [parameters, start, *map(new_code_cell, source)]
+        spec = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
+        nbformat.write(new_notebook(cells=cells, metadata=spec), tmp_path / "notebooks" / "00_setup.ipynb")
+        out = io.StringIO()
+        values = pipeline.load_params([], [("run_dir", "runs/x")])
+        code = pipeline.run_series(pipeline.Plan(["00_setup"], values), out)
+        return code, out.getvalue()
+
+    return run
+
+
+def test_a_failed_check_is_the_line_that_is_shown(fake_project, tmp_path):
+    code, out = fake_project(['stage.check("the sky is green", False, "it is blue")', "run.finish()"])
+    assert code == 1 and "FAIL the sky is green: it is blue" in out and "00_setup.ipynb" in out
+    assert not (tmp_path / "runs/x/00_setup").exists()
+
+
+def test_leaving_early_is_not_done(fake_project):
+    code, out = fake_project(["raise SystemExit(0)", "run.finish()"])
+    assert code == 1 and "FAILED" in out
+    code, out = fake_project(["pass"])
+    assert code == 1 and "never called finish" in out
+
+
+def test_done_is_kept_and_a_changed_parameter_runs_again(fake_project, tmp_path):
+    code, out = fake_project(['run.file("a").write_text("1")', 'run.finish({"headline": "fine"})'])
+    assert code == 0 and "fine" in out
+    values = pipeline.load_params([], [("run_dir", "runs/x")])
+    assert pipeline.state("00_setup", values)[0] == "done"
+    assert pipeline.state("00_setup", values | {"seed": 8})[0] == "changed"
+    (tmp_path / "runs/x/00_setup/a").write_text("2")
+    assert pipeline.state("00_setup", values)[0] == "damaged"
+    out = io.StringIO()
+    assert pipeline.run_series(pipeline.Plan(["00_setup"], values), out) == 0 and "done before" not in out.getvalue()
+    assert pipeline.run_series(pipeline.Plan(["00_setup"], values), out) == 0 and "done before" in out.getvalue()
+    assert json.loads((tmp_path / "runs/x/00_setup/stage.json").read_text())["outputs"]["a"]["bytes"] == 1
