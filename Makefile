@@ -42,9 +42,11 @@ test: setup  ## unit tests, notebook lint, nbval, the series on a tiny model
 lab: setup  ## JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_setup.ipynb
 
-verify: setup  ## the series on the real model, and nbval on the recorded notebooks
-	$(BIN)/python -m fgtune_helpers run --params params/quickstart.yaml -p run_dir runs/verify
-	$(BIN)/python -m pytest tests/verify --run runs/verify
+verify: setup  ## the series on the real model, nbval on the recorded notebooks (which runs it again), an audit
+	$(BIN)/python -m fgtune_helpers run --params params/quickstart.yaml
+	$(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=7200 \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+	$(BIN)/python -m fgtune_helpers audit runs/quickstart
 
 lint: setup  ## ruff
 	$(BIN)/python -m ruff check .

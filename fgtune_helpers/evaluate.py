@@ -50,7 +50,7 @@ def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def judge(case: Case, output: str) -> Result:
     """Compare one output with what its case expects."""
-    expected, tools = list(case.calls), {tool["name"]: tool for tool in case.tools}
+    expected = list(case.calls)
     try:
         got = parse_calls(output)
         state = CALL if got else TEXT
@@ -58,7 +58,7 @@ def judge(case: Case, output: str) -> Result:
         got, state, fault = [], MALFORMED, str(error)
 
     def same(a: Call, b: Call) -> bool:
-        return same_call(a, b, tools.get(a.name))
+        return same_call(a, b)
 
     exact = state != MALFORMED and len(got) == len(expected) and all(map(same, expected, got))
     any_order = state != MALFORMED and len(got) == len(expected) and _match(expected, got, same)
