@@ -125,7 +125,8 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
             value = value - np.float32(1)  # GGUF stores 1 + w, Gemma's own files store w
         weights[_hf_name(tensor.name)] = np.ascontiguousarray(value)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write_tokenizer(folder, *gguf_vocabulary(reader))
+    tokens, added = gguf_vocabulary(reader)
+    write_tokenizer(folder, tokens, added)
     arch = {key.removeprefix("gemma3."): value for key, value in meta.items() if key.startswith("gemma3.")}
     write_config(
         folder,
@@ -335,9 +336,9 @@ def _tiny(cache: Path, seed: int = 0) -> BaseModel:
 
         texts = [string for text in data for string in _strings(json.loads(text))]
         tokens, added = tiny_vocabulary(texts)
-        sizes = dict(vocab_size=len(tokens), hidden_size=64, num_hidden_layers=6, intermediate_size=128,
-                     num_attention_heads=2, num_key_value_heads=1, head_dim=32, sliding_window=128,
-                     max_position_embeddings=4096)  # fmt: skip
+        sizes = {"vocab_size": len(tokens), "hidden_size": 64, "num_hidden_layers": 6, "intermediate_size": 128,
+                     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "sliding_window": 128,
+                     "max_position_embeddings": 4096}  # fmt: skip
         with _new_folder(target) as folder:
             save_file(_random_weights(sizes, seed), folder / "model.safetensors", metadata={"format": "pt"})
             write_tokenizer(folder, tokens, added)
@@ -429,7 +430,14 @@ def rename_control_tokens(folder: Path) -> None:
         if i in old:
             old[i]["content"] = name
         else:
-            entry = dict(id=i, content=name, single_word=False, lstrip=False, rstrip=False, normalized=False)
+            entry = {
+                "id": i,
+                "content": name,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+            }
             data["added_tokens"].append(entry | {"special": False})
     data["added_tokens"].sort(key=lambda entry: entry["id"])
     data["model"]["vocab"] = dict(sorted(vocab.items(), key=lambda item: item[1]))

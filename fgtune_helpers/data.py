@@ -79,11 +79,11 @@ def read_tools(path: Path) -> list[dict]:
         if isinstance(value, dict):
             value = value.get("tools", [value])
         if not isinstance(value, list) or not value:
-            raise DataError(f"{file.name}: expected a list of tools [{{\"name\", \"description\", \"parameters\"}}]")
+            raise DataError(f'{file.name}: expected a list of tools [{{"name", "description", "parameters"}}]')
         for i, tool in enumerate(value):
             tool = tool.get("function", tool) if isinstance(tool, dict) else tool
             if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
-                raise DataError(f"{file.name}: tool {i + 1} has no \"name\"")
+                raise DataError(f'{file.name}: tool {i + 1} has no "name"')
             tools.append(tool)
     return tools
 
@@ -110,7 +110,9 @@ def read_examples(path: Path, tools: list[dict]) -> list[dict]:
         rows.append({"id": str(item.get("id", f"{path.stem}-{i + 1:04d}")), **row})
     doubled = [i for i, n in Counter(row["id"] for row in rows).items() if n > 1]
     if doubled:
-        raise DataError(f"{path.name}: the id {doubled[0]!r} is there {len([r for r in rows if r['id'] == doubled[0]])} times")
+        raise DataError(
+            f"{path.name}: the id {doubled[0]!r} is there {len([r for r in rows if r['id'] == doubled[0]])} times"
+        )
     return rows
 
 
@@ -209,7 +211,7 @@ def _name_tool_results(messages: list[dict], original: list[dict]) -> None:
             called = by_id.get(id(message), {}).get("tool_call_id")
             name = names.get(called) or (waiting[0] if waiting else None)
             if name is None:
-                raise DataError("a tool result that no call asked for: give it a \"name\"")
+                raise DataError('a tool result that no call asked for: give it a "name"')
             message["name"] = name
         if message["role"] == "tool" and message.get("name") in waiting:
             waiting.remove(message["name"])
@@ -305,7 +307,9 @@ def split_examples(
         taken: Counter[str] = Counter()
         while len(chosen[split]) < wanted:
             # the label that is furthest behind its share; it must keep a group for training
-            open_ = [n for n in sorted(strata) if len(strata[n]) > 1 and len(strata[n][-1]) <= wanted - len(chosen[split])]
+            open_ = [
+                n for n in sorted(strata) if len(strata[n]) > 1 and len(strata[n][-1]) <= wanted - len(chosen[split])
+            ]
             if not open_:
                 raise DataError(f"too many examples ask for the same calls to hold out {test} + {valid} of them")
             name = max(open_, key=lambda n: share[n] - taken[n])
@@ -373,7 +377,9 @@ def tokenize(example: dict, tokenizer, max_seq_length: int | None = None) -> Row
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if max_seq_length and len(ids) > max_seq_length:
-        raise DataError(f"{example['id']} has {len(ids)} tokens, max_seq_length is {max_seq_length}: shorten it or raise the limit")
+        raise DataError(
+            f"{example['id']} has {len(ids)} tokens, max_seq_length is {max_seq_length}: shorten it or raise the limit"
+        )
     targets = [any(a <= begin < b for a, b in spans) for begin, _ in offsets]
     if not any(targets):
         raise DataError(f"{example['id']} has no assistant turn: nothing to learn from it")

@@ -161,6 +161,14 @@ class Scorecard:
         theirs = {r.id: r.output for r in other.results}
         return sum(theirs.get(r.id) == r.output for r in self.results)
 
+    def different_from(self, other: Scorecard) -> list[tuple[str, str, str]]:
+        """(query, their answer, this answer) where neither the text nor the calls are the same."""
+        theirs = {r.id: r for r in other.results}
+        pairs = [(theirs[r.id], r) for r in self.results]
+        return [
+            (b.query, a.output, b.output) for a, b in pairs if a.output != b.output and (not b.got or a.got != b.got)
+        ]
+
     def save(self, path: Path) -> None:
         """Write the scorecard as JSON."""
         value = {"name": self.name, "seconds": self.seconds, "summary": self.summary()}
@@ -174,28 +182,37 @@ class Scorecard:
         return cls(value["name"], [Result(**r) for r in value["results"]], value["seconds"])
 
     def __str__(self) -> str:
+        lines = [f"{self.name}: {self._headline()}"]
+        lines += [f"  {r.query[:60]} → {'; '.join(r.differs)}" for r in self.results if not r.exact]
+        return "\n".join(lines)
+
+    def _headline(self) -> str:
         s = self.summary()
-        line = f"{self.name}: {self.hits} of {self.n} exact ({s['exact']:.1%}, 95 % interval {s['exact_low']:.0%} to {s['exact_high']:.0%})"
-        return "\n".join([line, *(f"  {r.query[:60]} → {'; '.join(r.differs)}" for r in self.results if not r.exact)])
+        interval = f"95 % interval {s['exact_low']:.0%} to {s['exact_high']:.0%}"
+        return f"{self.hits} of {self.n} exact ({s['exact']:.1%}, {interval})"
 
     def _repr_html_(self) -> str:
-        s, states = self.summary(), self.states()
+        s = self.summary()
         rows = [
-            ("exact match", f"{self.hits} of {self.n} = {s['exact']:.1%} (95 %: {s['exact_low']:.0%} to {s['exact_high']:.0%})"),
+            ("exact match", self._headline()),
             ("exact match, any order of parallel calls", f"{s['exact_any_order']:.1%}"),
             ("right tools", f"{s['right_tools']:.1%}"),
             ("right arguments", f"{s['arguments']:.1%}"),
-            *((f"{kind}: text / call / malformed", " / ".join(str(c[k]) for k in (TEXT, CALL, MALFORMED))) for kind, c in states.items()),
-        ]  # fmt: skip
-        body = "".join(f"<tr><td style='text-align:left'>{a}</td><td style='text-align:left'>{escape(b)}</td></tr>" for a, b in rows)
-        wrong = [r for r in self.results if not r.exact]
-        lost = "".join(
-            f"<tr><td style='text-align:left'>{escape(r.query)}</td><td style='text-align:left'>{escape('; '.join(r.differs)) or 'a call was expected' if r.expected else escape('; '.join(r.differs))}</td></tr>"
-            for r in wrong[:12]
-        )
+        ]
+        for kind, counts in self.states().items():
+            said = " / ".join(str(counts[state]) for state in (TEXT, CALL, MALFORMED))
+            rows.append((f"{kind}: text / call / malformed", said))
+        wrong = [(r.query, "; ".join(r.differs) or f"{r.state} instead of a call") for r in self.results if not r.exact]
+        lost = _html_table(("not exact", "what differs"), wrong[:12]) if wrong else ""
         more = f"<p>… and {len(wrong) - 12} more</p>" if len(wrong) > 12 else ""
-        table = f"<table><tr><th style='text-align:left'>not exact</th><th style='text-align:left'>what differs</th></tr>{lost}</table>{more}" if wrong else ""
-        return f"<b>{escape(self.name)}</b><table>{body}</table>{table}"
+        return f"<b>{escape(self.name)}</b>{_html_table((), rows)}{lost}{more}"
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    left = "style='text-align:left'"
+    top = "".join(f"<th {left}>{escape(cell)}</th>" for cell in head)
+    body = ("".join(f"<td {left}>{escape(cell)}</td>" for cell in row) for row in rows)
+    return "<table>" + (f"<tr>{top}</tr>" if head else "") + "".join(f"<tr>{row}</tr>" for row in body) + "</table>"
 
 
 def _share(flags: Sequence[bool]) -> float:
@@ -203,7 +220,7 @@ def _share(flags: Sequence[bool]) -> float:
 
 
 def score(generate: Callable[[list[str]], list[str]], cases: Sequence[Case], name: str = "model") -> Scorecard:
-    """Run `generate` (prompts in, texts out) on all cases and judge each. Raises ValueError when answers are missing."""
+    """Run `generate` (prompts in, texts out) on all cases, judge each. Raises ValueError when answers are missing."""
     import time
 
     begin = time.perf_counter()
@@ -224,9 +241,11 @@ class Comparison:
         out = []
         for card in self.cards:
             s = card.summary()
-            out.append((card.name, f"{card.hits}/{card.n}", f"{s['exact']:.1%}", f"{s['exact_low']:.0%}–{s['exact_high']:.0%}",
-                        f"{s['right_tools']:.1%}", f"{s['arguments']:.1%}", f"{s['abstained']:.1%}", str(s["malformed"]),
-                        "" if card.seconds is None else f"{card.seconds:.0f}"))  # fmt: skip
+            shares = [f"{s[key]:.1%}" for key in ("right_tools", "arguments", "abstained")]
+            interval = f"{s['exact_low']:.0%}–{s['exact_high']:.0%}"
+            seconds = "" if card.seconds is None else f"{card.seconds:.0f}"
+            exact = (f"{card.hits}/{card.n}", f"{s['exact']:.1%}", interval)
+            out.append((card.name, *exact, *shares, str(s["malformed"]), seconds))
         return out
 
     HEAD = ("", "exact", "share", "95 %", "right tools", "right arguments", "abstained", "malformed", "seconds")
@@ -237,6 +256,4 @@ class Comparison:
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table)
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{h}</th>" for h in self.HEAD)
-        body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in self.rows())
-        return f"<table><tr>{head}</tr>{body}</table>"
+        return _html_table(self.HEAD, self.rows())

@@ -46,7 +46,12 @@ def test_the_published_tokenisation(real_tokenizer):
 
 
 def test_ordinary_text_in_few_pieces(real_tokenizer):
-    assert real_tokenizer.encode("The capital of France", add_special_tokens=False).tokens == ["The", "▁capital", "▁of", "▁France"]
+    assert real_tokenizer.encode("The capital of France", add_special_tokens=False).tokens == [
+        "The",
+        "▁capital",
+        "▁of",
+        "▁France",
+    ]
     for text in ("  two   runs\t\t\tof\n\n\nspace", "naïve 日本語 हिन्दी עברית 🙂", "\x00\x07 bytes \U0001f9ff"):
         ids = real_tokenizer.encode(text, add_special_tokens=False).ids
         assert real_tokenizer.decode(ids, skip_special_tokens=False) == text and 3 not in ids
@@ -130,7 +135,7 @@ def test_a_tokenizer_with_other_tokens_in_the_reserved_places(tiny, tmp_path):
     folder = plain_gemma(tiny, tmp_path / "plain")
     text = (folder / "tokenizer.json").read_text().replace('"<unused44>"', '"<other>"')
     (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(base.BaseModelError, match="token 50 of .* is '<other>'"):
+    with pytest.raises(base.BaseModelError, match=r"token 50 of .* is '<other>'"):
         base.resolve_base(str(folder), tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("local-*/config.json"))
 

@@ -141,7 +141,10 @@ def test_mobile_actions_nulls_are_left_out(tmp_path):
     row = {
         "messages": [
             {"role": "user", "content": "five minutes"},
-            {"role": "model", "tool_calls": [{"function": {"name": "set_timer", "arguments": {"minutes": 5, "label": None}}}]},
+            {
+                "role": "model",
+                "tool_calls": [{"function": {"name": "set_timer", "arguments": {"minutes": 5, "label": None}}}],
+            },
         ]
     }
     example = data.read_examples(write(tmp_path, [row]), [TOOL])[0]
@@ -154,7 +157,7 @@ def test_mobile_actions_nulls_are_left_out(tmp_path):
 
 def test_split_sizes_seed_and_strata(shipped):
     _, examples = shipped
-    kwargs = dict(valid=32, test=48, similarity=85)
+    kwargs = {"valid": 32, "test": 48, "similarity": 85}
     splits = data.split_examples(examples, **kwargs, seed=7)
     assert [len(splits[k]) for k in ("train", "valid", "test")] == [len(examples) - 80, 32, 48]
     assert splits == data.split_examples(examples, **kwargs, seed=7)
@@ -234,7 +237,11 @@ def test_too_long_is_an_error_with_both_numbers(shipped, tokenizer):
 
 
 def test_nothing_to_learn_is_an_error(tokenizer):
-    row = {"id": "x", "tools": [TOOL], "messages": [{"role": "developer", "content": TRIGGER}, {"role": "user", "content": "a"}]}
+    row = {
+        "id": "x",
+        "tools": [TOOL],
+        "messages": [{"role": "developer", "content": TRIGGER}, {"role": "user", "content": "a"}],
+    }
     with pytest.raises(data.DataError, match="no assistant turn"):
         data.tokenize(row, tokenizer)
 

@@ -94,6 +94,14 @@ def test_saves_and_loads(tmp_path):
     assert Scorecard.load(tmp_path / "card.json") == card
 
 
+def test_different_means_neither_the_same_text_nor_the_same_calls():
+    cases = [case(F, id="1"), case(id="2"), case(F, id="3")]
+    a = score(lambda p: [said(F), "Hi.", said(F)], cases)
+    b = score(lambda p: ["Sure. " + said(F), "Hi!", said(F)], cases)
+    assert a.different_from(a) == [] and a.same_outputs(b) == 1
+    assert b.different_from(a) == [("query 2", "Hi.", "Hi!")]
+
+
 def test_missing_answers_are_an_error():
     with pytest.raises(ValueError, match="1 answers to 2 prompts"):
         score(lambda p: ["x"], [case(F), case(G)])
@@ -101,7 +109,12 @@ def test_missing_answers_are_an_error():
 
 def test_wilson_against_published_values():
     # Newcombe, Statistics in Medicine 17 (1998), table I: 81/263, 15/148, 0/20, 1/29
-    for hits, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)):
+    for hits, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
         assert wilson(hits, n) == pytest.approx((low, high), abs=1e-4)
     assert wilson(0, 0) == (0.0, 1.0)
 

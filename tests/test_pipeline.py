@@ -72,7 +72,9 @@ def fake_project(tmp_path, monkeypatch):
     monkeypatch.setenv("FGTUNE_ROOT", str(tmp_path))
 
     def run(source):
-        parameters = new_code_cell('run_dir: str = ""\nseed: int = 7\nbase_model: str = "x"', metadata={"tags": ["parameters"]})
+        parameters = new_code_cell(
+            'run_dir: str = ""\nseed: int = 7\nbase_model: str = "x"', metadata={"tags": ["parameters"]}
+        )
         start = new_code_cell(
             'from fgtune_helpers import stage\nstage._seed = lambda *_: None\nrun = stage.start_stage("00_setup", globals())'
         )

@@ -107,7 +107,9 @@ def test_keep_lets_an_interrupted_stage_go_on_only_with_the_same_parameters(tmp_
 def test_a_skip_is_explicit_and_fails_in_ci(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("CI", raising=False)
     s.start_stage("00_setup", values("00_setup", tmp_path)).finish(skipped="no Node")
-    assert s.read_manifest(tmp_path, "00_setup")["skipped"] == "no Node" and "skipped: no Node" in capsys.readouterr().out
+    assert (
+        s.read_manifest(tmp_path, "00_setup")["skipped"] == "no Node" and "skipped: no Node" in capsys.readouterr().out
+    )
     monkeypatch.setenv("CI", "true")
     with pytest.raises(s.CheckFailed, match="no Node"):
         s.start_stage("00_setup", values("00_setup", tmp_path)).finish(skipped="no Node")
