@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import __version__
-from .base import file_sha256, write_json
+from .base import RECIPE, file_sha256, write_json
 from .params import PARAMETERS, ParameterError, coerce
 
 SCHEMA = 1
@@ -176,6 +176,8 @@ def stage_key(stage: str, values: dict[str, Any], upstream: dict[str, dict]) -> 
     }
     inputs = {name: {k: v["sha256"] for k, v in m["outputs"].items()} for name, m in upstream.items()}
     decisive = {k: v for k, v in decisive.items() if k not in files}
+    if "base_model" in decisive:
+        decisive["recipe"] = RECIPE
     text = json.dumps([SCHEMA, __version__, stage, decisive, files, inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

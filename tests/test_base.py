@@ -196,3 +196,23 @@ def test_weights_are_hashed_anew_when_they_change(tiny, tmp_path):
     weights["model.norm.weight"] += 1
     save_file(weights, folder / "model.safetensors")
     assert base.resolve_base(str(folder)).sha256 != before
+
+
+def test_control_tokens_get_embeddings_of_their_own(tiny):
+    rng = np.random.default_rng(0)
+    embedding = rng.standard_normal((2048, 64)).astype(np.float32)
+    control = [*base.CONTROL_TOKENS, 105, 106]
+    noise = rng.standard_normal((len(control), 64))
+    embedding[control] = embedding[6] + 0.05 * noise  # near copies, as in plain Gemma 3
+    seeded = base.seed_control_embeddings(embedding, tiny / "tokenizer.json")
+
+    def cosines(rows):
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return (unit @ unit.T)[np.triu_indices(len(rows), 1)]
+
+    assert cosines(embedding[control]).min() > 0.9 and cosines(seeded[control]).max() < 0.9
+    assert np.allclose(np.linalg.norm(seeded, axis=1), np.linalg.norm(embedding, axis=1), rtol=1e-5)
+    others = [i for i in range(2048) if i not in control]
+    assert np.array_equal(seeded[others], embedding[others])
+    copies = [cosines(np.stack([seeded[i], row])).max() for i in control for row in embedding[107:200]]
+    assert max(copies) < 0.99  # none is a copy of an ordinary token either

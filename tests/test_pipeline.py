@@ -76,7 +76,8 @@ def fake_project(tmp_path, monkeypatch):
             'run_dir: str = ""\nseed: int = 7\nbase_model: str = "x"', metadata={"tags": ["parameters"]}
         )
         start = new_code_cell(
-            'from fgtune_helpers import stage\nstage._seed = lambda *_: None\nrun = stage.start_stage("00_setup", globals())'
+            "from fgtune_helpers import stage\nstage._seed = lambda *_: None\n"
+            'run = stage.start_stage("00_setup", globals())'
         )
         cells = [parameters, start, *map(new_code_cell, source)]
         spec = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
