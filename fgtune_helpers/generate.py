@@ -1,0 +1,187 @@
+"""Greedy decoding of many prompts at once over the prefix they share, with an mlx-lm model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import blas, forward
+
+STOP_IDS = (1, 50, 106)
+END_OF_TURN = 106
+
+
+class MlxGenerator:
+    """Greedy decoding: `generate(prompts) -> texts`, `generate_ids(prompts) -> ids without the stop token`.
+
+    Prompts are rendered strings that begin with `<bos>`. Their longest common prefix runs once; up to `batch_size`
+    rows decode together, right-padded, each at its own positions. Token for token what mlx-lm's `generate` gives.
+    """
+
+    def __init__(
+        self, model, tokenizer, max_tokens: int = 256, stop_ids: Sequence[int] = STOP_IDS, batch_size: int = 64
+    ):
+        if max_tokens < 1 or batch_size < 1:
+            raise ValueError(f"max_tokens and batch_size must be 1 or more, not {max_tokens} and {batch_size}")
+        self.model, self.tokenizer = model, tokenizer
+        self.max_tokens, self.batch_size = max_tokens, batch_size
+        self.stop_ids = frozenset(int(i) for i in stop_ids)
+
+    def generate(self, prompts: Sequence[str]) -> list[str]:
+        """The text each prompt is continued with, special tokens included, without the stop token."""
+        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in self.generate_ids(prompts)]
+
+    def generate_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """New ids of each prompt, without the stop token."""
+        rows = self.encode(prompts)
+        out: list[list[int]] = [[] for _ in rows]
+        for prefix, batch in self._batches(rows):
+            for i, ids in zip(batch, self._decode([rows[i][prefix.length :] for i in batch], prefix)):
+                out[i] = ids
+        return out
+
+    def next_logits(self, prompts: Sequence[str]):
+        """Logits that follow the last token of each prompt: NumPy float32 `[prompts, vocabulary]`."""
+        import numpy as np
+
+        mx = blas.mlx()
+        rows = self.encode(prompts)
+        out = np.zeros((len(rows), self.model.args.vocab_size), np.float32)
+        for prefix, batch in self._batches(rows):
+            state = _Decoder(self.model, [rows[i][prefix.length :] for i in batch], prefix)
+            out[batch] = np.array(state.logits.astype(mx.float32))
+        return out
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt; ValueError for one without a token."""
+        rows = [list(self.tokenizer.encode(p, add_special_tokens=False)) for p in prompts]
+        for i, ids in enumerate(rows):
+            if not ids:
+                raise ValueError(f"prompt {i + 1} is empty")
+        return rows
+
+    def _batches(self, rows: list[list[int]]):
+        """(prefix, indices of rows): rows of one developer turn share what they have in common, run once."""
+        mx = blas.mlx()
+        for group in group_by_first_turn(rows):
+            length = common_prefix([rows[i] for i in group])
+            prefix = forward.Prefix()
+            if length:
+                prefix = forward.run_prefix(self.model, mx.array(rows[group[0]][:length], dtype=mx.int32))
+                mx.eval(prefix.keys, prefix.values)
+            group.sort(key=lambda i: len(rows[i]))  # rows of like length share a batch
+            for a in range(0, len(group), self.batch_size):
+                yield prefix, group[a : a + self.batch_size]
+
+    def _decode(self, rows: list[list[int]], prefix) -> list[list[int]]:
+        mx = blas.mlx()
+        out: list[list[int]] = [[] for _ in rows]
+        alive = list(range(len(rows)))
+        state = _Decoder(self.model, rows, prefix)
+        for step in range(self.max_tokens):
+            tokens = mx.argmax(state.logits, axis=-1).tolist()
+            keep = [j for j, token in enumerate(tokens) if token not in self.stop_ids]
+            for j in keep:
+                out[alive[j]].append(tokens[j])
+            if not keep or step + 1 == self.max_tokens:
+                break
+            if len(keep) < len(alive):
+                state.keep(keep)
+                alive, tokens = [alive[j] for j in keep], [tokens[j] for j in keep]
+            state.step(tokens)
+        return out
+
+
+class _Decoder:
+    """Keys and values of the rows' own tokens, and the logits that follow each row's last token.
+
+    A row's prompt fills columns from 0; what it says is appended behind the longest prompt, so columns between are
+    holes, marked by position -1. Positions, not columns, decide what is visible.
+    """
+
+    def __init__(self, model, rows: list[list[int]], prefix):
+        mx = blas.mlx()
+        self.model, self.prefix = model, prefix
+        lengths = [len(r) for r in rows]
+        width = max(lengths)
+        ids = mx.array([r + [0] * (width - len(r)) for r in rows], dtype=mx.int32)
+        columns = mx.arange(width)
+        self.next_position = prefix.length + mx.array(lengths, dtype=mx.int32)  # [B]
+        real = columns[None] < mx.array(lengths)[:, None]
+        self.positions = mx.where(real, prefix.length + columns[None], -1)  # [B, columns]
+        self.keys, self.values = [], []
+        h = self._forward(ids, prefix.length, mx.broadcast_to(prefix.length + columns, (len(rows), width)))
+        self._finish(h[mx.arange(len(rows)), mx.array(lengths) - 1])
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop the rows that have ended."""
+        mx = blas.mlx()
+        index = mx.array(rows)
+        self.keys, self.values = [k[index] for k in self.keys], [v[index] for v in self.values]
+        self.positions, self.next_position = self.positions[index], self.next_position[index]
+
+    def step(self, tokens: list[int]) -> None:
+        """Append one token to every row."""
+        mx = blas.mlx()
+        at = self.next_position
+        self.positions = mx.concatenate([self.positions, at[:, None]], axis=1)
+        h = self._forward(mx.array(tokens, dtype=mx.int32)[:, None], at, at[:, None])
+        self.next_position = at + 1
+        self._finish(h[:, 0])
+
+    def _forward(self, ids, offset, queries):
+        """Hidden states of `ids [B, S]` at positions `queries [B, S]`; the new keys and values are kept."""
+        mx = blas.mlx()
+        model, prefix = self.model, self.prefix
+        h = forward.embed(model, ids)
+        first, masks = not self.keys, {}
+        for i, layer in enumerate(model.layers):
+            attn, window = layer.self_attn, forward.window_of(model, layer)
+            x = layer.input_layernorm(h)
+            q, (keys, values) = forward._queries(attn, x, offset), forward._keys_values(attn, x, offset)
+            if first:
+                self.keys.append(keys)
+                self.values.append(values)
+            else:
+                keys = self.keys[i] = mx.concatenate([self.keys[i], keys], axis=2)
+                values = self.values[i] = mx.concatenate([self.values[i], values], axis=2)
+            parts, low = [(keys, values)], prefix.length
+            if prefix.length:
+                shared, shared_values, low = forward.visible_prefix(prefix, i, window, prefix.length)
+                if shared.shape[2]:
+                    parts.insert(0, (shared, shared_values))
+            if window not in masks:
+                masks[window] = self._mask(queries, low, window)
+            h = forward._rest_of_layer(layer, h, forward._attend(q, parts, masks[window]))
+        return h
+
+    def _mask(self, queries, low: int, window: int | None):
+        mx = blas.mlx()
+        shared = mx.broadcast_to(mx.arange(low, self.prefix.length), (queries.shape[0], self.prefix.length - low))
+        keys = mx.concatenate([shared.astype(self.positions.dtype), self.positions], axis=1)
+        mask = forward.causal_mask(queries, keys, window) & (keys >= 0)[:, None, :]
+        return mask[:, None, None]
+
+    def _finish(self, h) -> None:
+        mx = blas.mlx()
+        self.logits = forward.logits(self.model, h)
+        mx.eval(self.logits, self.keys, self.values, self.positions, self.next_position)
+
+
+def group_by_first_turn(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Indices of rows that agree up to the end of their first turn (the developer's, with the tools)."""
+    groups: dict[tuple, list[int]] = {}
+    for i, ids in enumerate(rows):
+        end = ids.index(END_OF_TURN) if END_OF_TURN in ids else 0
+        groups.setdefault(tuple(ids[:end]), []).append(i)
+    return list(groups.values())
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common prefix that leaves at least one token to every row."""
+    if not rows:
+        return 0
+    low, high = min(rows), max(rows)
+    n = 0
+    while n < min(len(low), len(high)) and low[n] == high[n]:
+        n += 1
+    return min(n, min(len(r) for r in rows) - 1)

@@ -1,0 +1,554 @@
+"""Loss and gradients of the MLX model on a CPU, by torch's kernels over the same memory.
+
+MLX's CPU backend runs everything but matrix products on one thread, an exponential at a time. torch (a dependency
+already) has vectorised kernels on all cores. The model, the adapters, the optimiser and the files stay MLX's: weights
+are read where they lie, adapter gradients are handed back. What makes the step cheap, all of it exact:
+
+- tokens are packed: the shared prefix once, then each row's own tokens, without padding, through one product a layer;
+- W + scale * (A B)^T is formed once a step, so adapters cost no pass of their own forward and two thin ones backward;
+- the prefix's attention goes in blocks that see only what the sliding window lets them see;
+- the last layer runs only where something is learned, and no gradient is made below the first adapter;
+- the cross-entropy walks over the vocabulary with a running maximum and makes its gradient on the way.
+
+Shapes: `T` packed tokens, `P` prefix, `K` key-value heads, `r` query heads for each, `d` head size.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from . import blas
+
+BLOCK = 256  # queries per attention block of the prefix
+VOCABULARY_CHUNK = 8192
+ROW_CHUNK = 512  # learned tokens whose logits are held at a time: 16 MB
+
+
+def why_not(model) -> str | None:
+    """Why this engine cannot run the model, or None if it can."""
+    import mlx.nn as nn
+
+    mx = blas.mlx()
+    if mx.default_device() == mx.gpu:
+        return "the model is on a GPU"
+    if model.model.norm.weight.dtype != mx.float32:
+        return "the weights are not float32"
+    head = model.model.embed_tokens if model.tie_word_embeddings else model.lm_head
+    if type(head) not in (nn.Embedding, nn.Linear) or model.args.rope_scaling:
+        return "the model is quantised or scales its RoPE"
+    for layer in model.layers:
+        for _, _, module in _linears(layer):
+            inner = module.linear if "lora_a" in module else module
+            if type(inner) is not nn.Linear or "bias" in inner:
+                return "the model is quantised or has biases"
+            if "lora_a" in module and getattr(module.dropout, "_p_1", 1.0) < 1.0:
+                return "dropout is on"
+    return None
+
+
+def why_not_bfloat16() -> str | None:
+    """Why bfloat16 products would be slow here, or None where the processor has instructions for them."""
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return "this processor has no instructions for bfloat16 (AVX512-BF16 or AMX)"
+
+
+def _linears(layer):
+    """(group, name, module) of a layer's linear layers; a group's outputs stand side by side."""
+    attn, mlp = layer.self_attn, layer.mlp
+    for name in ("q_proj", "k_proj", "v_proj"):
+        yield "qkv", f"self_attn.{name}", attn[name]
+    yield "out", "self_attn.o_proj", attn["o_proj"]
+    for name in ("gate_proj", "up_proj"):
+        yield "gate_up", f"mlp.{name}", mlp[name]
+    yield "down", "mlp.down_proj", mlp["down_proj"]
+
+
+def share(array) -> torch.Tensor:
+    """A torch tensor over the memory of an evaluated MLX array."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "not writable": nothing here writes to it
+        return torch.from_numpy(np.asarray(array))
+
+
+# ---------------------------------------------------------------- pieces with a gradient of their own
+
+
+class _Linear(torch.autograd.Function):
+    """`x [T, in] @ weight^T` for a group of linear layers side by side; gradients go to each layer's own parameters.
+
+    `parts` are (start, stop, kind, scale, effective norm) of the group's outputs; `parameters` follow in that order:
+    LoRA A and B, DoRA A, B and m, or the full weight.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, parts, *parameters):
+        ctx.parts, ctx.parameters, ctx.weight = parts, parameters, weight
+        x = x.to(weight.dtype)
+        y = (x @ weight.T).float()
+        ctx.dora = any(kind == "dora" for _, _, kind, *_ in parts)
+        ctx.save_for_backward(x, y) if ctx.dora else ctx.save_for_backward(x)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, dtype = ctx.saved_tensors[0], ctx.weight.dtype
+        dy_low = dy.to(dtype)
+        dx = (dy_low @ ctx.weight).float() if ctx.needs_input_grad[0] else None
+        gradients, at = [], 0
+        low = [(p, ctx.parameters[i]) for p, i in _first_parameters(ctx.parts) if p[2] in ("lora", "dora")]
+        inner = x @ torch.cat([a for _, a in low], dim=1).to(dtype) if low else None  # x A of all parts at once
+        column, thin, thin_gradients = 0, [], []
+        for start, stop, kind, scale, norm in ctx.parts:
+            if kind is None:
+                continue
+            d = dy_low[:, start:stop]
+            if kind == "full":
+                gradients.append((d.T @ x).float())
+                at += 1
+                continue
+            a, b = ctx.parameters[at : at + 2]
+            rank = a.shape[1]
+            if kind == "dora":
+                m = ctx.parameters[at + 2]
+                dm = torch.einsum("tj,tj->j", dy[:, start:stop], ctx.saved_tensors[1][:, start:stop]) / m
+                d = d * (m / norm).to(dtype)
+            thin.append(d @ b.T.to(dtype))
+            db = (inner[:, column : column + rank].T @ d).float().mul_(scale)
+            column += rank
+            thin_gradients.append(len(gradients))
+            gradients += [None, db] + ([dm] if kind == "dora" else [])
+            at += 3 if kind == "dora" else 2
+        if thin:
+            together = (x.T @ torch.cat(thin, dim=1)).float()  # every dA of the group at once
+            column = 0
+            for index, t, (part, _) in zip(thin_gradients, thin, low):
+                gradients[index] = together[:, column : column + t.shape[1]] * part[3]
+                column += t.shape[1]
+        return (dx, None, None, *gradients)
+
+
+def _first_parameters(parts):
+    at = 0
+    for part in parts:
+        if part[2] is None:
+            continue
+        yield part, at
+        at += {"lora": 2, "dora": 3, "full": 1}[part[2]]
+
+
+class _Norm(torch.autograd.Function):
+    """RMS norm over the last axis, times `1 + weight`."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        gain = weight + 1
+        ctx.save_for_backward(x, scale, gain)
+        return (x * scale).mul_(gain)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, scale, gain = ctx.saved_tensors
+        dw = (dy * (x * scale)).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, dw, None
+        g = dy * gain
+        along = (g * x).sum(-1, keepdim=True).mul_(scale.pow(3)).div_(-x.shape[-1])
+        return g.mul_(scale).addcmul_(x, along), dw, None
+
+
+class _Gated(torch.autograd.Function):
+    """`gelu(gate) * up` of `both [T, 2 n]`, gate first."""
+
+    @staticmethod
+    def forward(ctx, both):
+        ctx.save_for_backward(both)
+        gate, up = both.chunk(2, dim=-1)
+        return F.gelu(gate, approximate="tanh").mul_(up)
+
+    @staticmethod
+    def backward(ctx, dy):
+        (both,) = ctx.saved_tensors
+        gate, up = both.chunk(2, dim=-1)
+        out = torch.empty_like(both)
+        d_gate, d_up = out.chunk(2, dim=-1)
+        torch.mul(F.gelu(gate, approximate="tanh"), dy, out=d_up)
+        torch.ops.aten.gelu_backward.grad_input(dy * up, gate, approximate="tanh", grad_input=d_gate)
+        return out
+
+
+class _Rotate(torch.autograd.Function):
+    """RoPE on `x [T, heads, d]`, halves paired; the gradient is the rotation backwards."""
+
+    @staticmethod
+    def forward(ctx, x, cos, sin):
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx, dy):
+        cos, sin = ctx.saved_tensors
+        return _rotate(dy, cos, -sin), None, None
+
+
+def _rotate(x, cos, sin):
+    half = x.shape[-1] // 2
+    out = torch.empty_like(x)
+    a, b = x[..., :half], x[..., half:]
+    torch.mul(a, cos, out=out[..., :half]).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=out[..., half:]).addcmul_(a, sin)
+    return out
+
+
+class _Attend(torch.autograd.Function):
+    """Softmax attention of `q [..., n, d]` (scaled) over keys, values `[..., m, d]`; `bias [..., n, m]` (0, -inf).
+
+    Products are made in `dtype`, everything else in float32.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, dtype):
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        p = (q @ k.transpose(-1, -2)).float()
+        if bias is not None:
+            p += bias
+        p = torch.softmax(p, dim=-1).to(dtype)
+        out = (p @ v).float()
+        ctx.save_for_backward(q, k, v, p, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        q, k, v, p, out = ctx.saved_tensors
+        along = (dout * out).sum(-1, keepdim=True)
+        dout = dout.to(p.dtype)
+        dv = (p.transpose(-1, -2) @ dout).float()
+        ds = (dout @ v.transpose(-1, -2)).float().sub_(along).mul_(p).to(p.dtype)
+        return (ds @ k).float(), (ds.transpose(-1, -2) @ q).float(), dv, None, None
+
+
+class _Entropy(torch.autograd.Function):
+    """Sum of the cross-entropy of `h [N, hidden]` against `targets`, over a table `[vocabulary, hidden]`, in chunks."""
+
+    @staticmethod
+    def forward(ctx, h, table, targets):
+        want = ctx.needs_input_grad[0]
+        total, gradients = 0.0, []
+        dtype, half = table.dtype, table.dtype != torch.float32
+        for x, t in zip(h.split(ROW_CHUNK), targets.split(ROW_CHUNK)):
+            rows, low = table[t].float(), x.to(dtype)
+            n = x.shape[0]
+            top = torch.full((n, 1), -math.inf)
+            norm = torch.zeros(n, 1)
+            pulled = torch.zeros_like(x) if want else None
+            for part in table.split(VOCABULARY_CHUNK):
+                z = (low @ part.T).float()
+                higher = torch.maximum(top, z.amax(dim=1, keepdim=True))
+                fade = (top - higher).exp_()
+                top = higher
+                z.sub_(top).exp_()
+                norm.mul_(fade).add_(z.sum(dim=1, keepdim=True))
+                if want:
+                    pulled.mul_(fade)
+                    pulled.add_((z.to(dtype) @ part).float()) if half else pulled.addmm_(z, part)
+            picked = (x * rows).sum(dim=1, keepdim=True)
+            total += (norm.double().log() + top.double() - picked.double()).sum().item()
+            if want:
+                gradients.append(pulled.div_(norm).sub_(rows))
+        if want:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.tensor(total, dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx, dy):
+        return ctx.saved_tensors[0] * dy.float(), None, None
+
+
+# ---------------------------------------------------------------- layout of a batch
+
+
+@dataclass
+class _Layout:
+    """Where packed tokens lie. `ids [T]`, `positions [T]`; rows are padded to width `S` only inside attention."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    prefix: int
+    rows: int
+    width: int
+    slots: torch.Tensor  # where packed row tokens go in the padded [rows * width]
+    learned: torch.Tensor  # packed indices (behind the prefix) that predict a target
+    targets: torch.Tensor
+
+    @classmethod
+    def of(cls, batch) -> _Layout:
+        P, width = len(batch.prefix), max(len(r) for r in batch.rows)
+        starts = np.cumsum([0] + [len(r) for r in batch.rows])
+        slots = [b * width + s for b, r in enumerate(batch.rows) for s in range(len(r))]
+        positions = list(range(P)) + [P + s for r in batch.rows for s in range(len(r))]
+        return cls(
+            torch.tensor(list(batch.prefix) + [i for r in batch.rows for i in r]),
+            torch.tensor(positions),
+            P,
+            len(batch.rows),
+            width,
+            torch.tensor(slots),
+            torch.tensor([int(starts[b]) + s for b, s in batch.where]),
+            torch.tensor(batch.targets),
+        )
+
+
+def _bias(queries, keys, window: int | None):
+    """0 where a key's position is visible from a query's, -inf elsewhere; None where everything is."""
+    hidden = keys[None] > queries[:, None]
+    if window:
+        hidden |= queries[:, None] - keys[None] >= window
+    return torch.zeros(hidden.shape).masked_fill_(hidden, -math.inf) if hidden.any() else None
+
+
+# ---------------------------------------------------------------- the engine
+
+
+class _Adapted:
+    """A group of linear layers: effective weight, and the trainable parameters behind each part."""
+
+    def __init__(self, prefix: str, modules: list, dtype):
+        self.parts, self.sources = [], []
+        start = 0
+        for name, module in modules:
+            lora = "lora_a" in module
+            frozen = share((module.linear if lora else module).weight)
+            stop = start + frozen.shape[0]
+            kind, scale = None, 1.0
+            if lora:
+                kind, scale = "dora" if "m" in module else "lora", float(module.scale)
+            elif "weight" in module.trainable_parameters():
+                kind = "full"
+            path = f"{prefix}.{name}"
+            names = {
+                "lora": [f"{path}.lora_a", f"{path}.lora_b"],
+                "dora": [f"{path}.lora_a", f"{path}.lora_b", f"{path}.m"],
+                "full": [f"{path}.weight"],
+                None: [],
+            }[kind]
+            self.sources.append((start, stop, kind, scale, frozen, names))
+            start = stop
+        alone = len(self.sources) == 1 and self.sources[0][2] in (None, "full") and dtype == torch.float32
+        self.weight = None if alone else torch.empty(start, self.sources[0][4].shape[1], dtype=dtype)
+        if not alone:
+            for start, stop, kind, _, frozen, _ in self.sources:
+                if kind is None:
+                    self.weight[start:stop] = frozen
+        self.alone = alone
+
+    def prepare(self, parameters: dict) -> None:
+        """Form the effective weight of this step from the parameters' present values."""
+        self.parts, self.parameters = [], []
+        for start, stop, kind, scale, frozen, names in self.sources:
+            values = [parameters[n] for n in names]
+            norm = None
+            if kind == "full":
+                if self.alone:
+                    self.weight = values[0].detach()
+                else:
+                    self.weight[start:stop] = values[0].detach()
+            elif kind is None:
+                if self.alone:
+                    self.weight = frozen
+            else:
+                a, b = values[0].detach(), values[1].detach()
+                exact = self.weight.dtype == torch.float32
+                part = self.weight[start:stop] if exact else torch.empty_like(frozen)
+                torch.addmm(frozen, b.T, a.T, alpha=scale, out=part)
+                if kind == "dora":
+                    norm = torch.linalg.vector_norm(part, dim=1)
+                    part *= (values[2].detach() / norm)[:, None]
+                if not exact:
+                    self.weight[start:stop] = part
+            self.parts.append((start, stop, kind, scale, norm))
+            self.parameters += values
+
+    def __call__(self, x):
+        return _Linear.apply(x, self.weight, self.parts, *self.parameters)
+
+
+class TorchEngine:
+    """Loss and gradients of an MLX model (plain, LoRA, DoRA or full) by torch on the CPU.
+
+    In float32; with `precision="bfloat16"` the factors of every product are rounded to bfloat16 (products alone:
+    sums, norms, the residual stream, adapters and gradients stay float32), which processors with AVX512-BF16 or AMX
+    multiply several times faster.
+    """
+
+    name = "torch"
+
+    def __init__(self, model, config=None):
+        half = config is not None and config.precision == "bfloat16"
+        reason = why_not(model) or (why_not_bfloat16() if half else None)
+        if reason:
+            raise ValueError(f"engine torch cannot be used: {reason}")
+        mx = blas.mlx()
+        mx.eval(model.parameters())
+        self.model = model
+        args = model.args
+        self.dtype = torch.bfloat16 if half else torch.float32
+        self.layers = []
+        for i, layer in enumerate(model.layers):
+            groups: dict[str, list] = {}
+            for group, name, module in _linears(layer):
+                groups.setdefault(group, []).append((name, module))
+            self.layers.append({g: _Adapted(f"model.layers.{i}", m, self.dtype) for g, m in groups.items()})
+        self.embedding = share(model.model.embed_tokens.weight)
+        self.table = self.embedding if model.tie_word_embeddings else share(model.lm_head.weight)
+        self.table = self.table.to(self.dtype)
+        # MLX multiplies by the square root rounded to bfloat16
+        self.embed_scale = mx.array(args.hidden_size**0.5, mx.bfloat16).item()
+        self.kv, self.d = args.num_key_value_heads, args.head_dim
+        self.r = args.num_attention_heads // self.kv
+
+    # -- what the trainer calls
+
+    def loss(self, batch) -> tuple[float, int]:
+        """(sum of the cross-entropy, learned tokens)."""
+        with torch.no_grad():
+            parameters, _ = self._parameters(False)
+            return self._forward(batch, parameters).item(), len(batch.targets)
+
+    def gradients(self, batch):
+        """(sum of the cross-entropy, tree of the sum's gradients as MLX arrays)."""
+        from mlx.utils import tree_unflatten
+
+        mx = blas.mlx()
+        parameters, trainable = self._parameters(True)
+        total = self._forward(batch, parameters)
+        total.backward()
+        out = []
+        for name in trainable:
+            gradient = parameters[name].grad
+            out.append((name, mx.array((torch.zeros_like(parameters[name]) if gradient is None else gradient).numpy())))
+        mx.eval([g for _, g in out])
+        return total.item(), tree_unflatten(out)
+
+    # -- the model
+
+    def _parameters(self, gradients: bool) -> tuple[dict, list[str]]:
+        from mlx.utils import tree_flatten
+
+        mx = blas.mlx()
+        trainable = tree_flatten(self.model.trainable_parameters())
+        mx.eval([v for _, v in trainable])
+        parameters = {name: share(value).requires_grad_(gradients) for name, value in trainable}
+        return parameters, [name for name, _ in trainable]
+
+    def _rope(self, base: float, positions):
+        """cos and sin `[T, 1, d/2]` for packed tokens."""
+        inverse = (base ** (-torch.arange(0, self.d, 2, dtype=torch.float64) / self.d)).float()
+        angles = positions.float()[:, None] * inverse
+        return angles.cos()[:, None], angles.sin()[:, None]
+
+    def _forward(self, batch, parameters):
+        args, layout = self.model.args, _Layout.of(batch)
+        rope = {
+            True: self._rope(args.rope_local_base_freq, layout.positions),
+            False: self._rope(args.rope_theta, layout.positions),
+        }
+        biases: dict = {}
+        h = self.embedding[layout.ids] * self.embed_scale
+        last = len(self.layers) - 1
+        for i, (layer, groups) in enumerate(zip(self.model.layers, self.layers)):
+            for group in groups.values():
+                group.prepare(parameters)
+            sliding = layer.self_attn.is_sliding
+            window = args.sliding_window if sliding else None
+            if window not in biases:
+                biases[window] = self._make_biases(layout, window)
+            h = self._layer(i, layer, groups, h, layout, rope[sliding], window, biases[window], parameters, i == last)
+        h = self._norm(h, "model.norm", self.model.model.norm, parameters)
+        return _Entropy.apply(h, self.table, layout.targets)
+
+    def _norm(self, x, name: str, module, parameters):
+        weight = parameters.get(f"{name}.weight")
+        return _Norm.apply(x, share(module.weight) if weight is None else weight, module.eps)
+
+    def _layer(self, i, layer, groups, h, layout, rope, window, biases, parameters, last: bool):
+        name = f"model.layers.{i}"
+        P = layout.prefix
+        attn, heads = layer.self_attn, self.kv * self.r
+
+        def norm(x, part, module):
+            return self._norm(x, f"{name}.{part}", module, parameters)
+
+        x = norm(h, "input_layernorm", layer.input_layernorm)
+        both = groups["qkv"](x)
+        q, k, v = both.split([heads * self.d, self.kv * self.d, self.kv * self.d], dim=-1)
+        q, k = q.reshape(-1, heads, self.d), k.reshape(-1, self.kv, self.d)
+        v = v.reshape(-1, self.kv, self.d)
+        q = _Rotate.apply(norm(q, "self_attn.q_norm", attn.q_norm), *rope) * attn.scale
+        k = _Rotate.apply(norm(k, "self_attn.k_norm", attn.k_norm), *rope)
+        pieces = []
+        if P and not last:
+            pieces.append(self._prefix_attention(q[:P], k[:P], v[:P], window, biases))
+        pieces.append(self._row_attention(q[P:], k, v, layout, window, biases))
+        attended = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        if last:
+            attended, h = attended[layout.learned], h[P:][layout.learned]
+        h = h + norm(groups["out"](attended), "post_attention_layernorm", layer.post_attention_layernorm)
+        x = norm(h, "pre_feedforward_layernorm", layer.pre_feedforward_layernorm)
+        x = groups["down"](_Gated.apply(groups["gate_up"](x)))
+        return h + norm(x, "post_feedforward_layernorm", layer.post_feedforward_layernorm)
+
+    def _fold(self, q):
+        """`[n, heads, d] -> [kv, r * n, d]`: the query heads of one key-value head stand below each other."""
+        n = q.shape[0]
+        return q.reshape(n, self.kv, self.r, self.d).permute(1, 2, 0, 3).reshape(self.kv, self.r * n, self.d)
+
+    def _make_biases(self, layout, window) -> dict:
+        """Masks of one kind of layer: for each block of the prefix, and for the rows."""
+        P, S = layout.prefix, layout.width
+        out: dict = {"blocks": []}
+        for a in range(0, P, BLOCK):
+            b = min(a + BLOCK, P)
+            low = max(0, a - window + 1) if window else 0
+            bias = _bias(torch.arange(a, b), torch.arange(low, b), window)
+            out["blocks"].append((a, b, low, None if bias is None else bias.repeat(self.r, 1)))
+        low = max(0, P - window + 1) if window else 0
+        low = min(low, P)
+        out["low"] = low
+        bias = _bias(torch.arange(P, P + S), torch.arange(low, P + S), window)
+        out["rows"] = None if bias is None else bias.repeat(self.r, 1)
+        return out
+
+    def _prefix_attention(self, q, k, v, window, biases):
+        k, v = k.transpose(0, 1), v.transpose(0, 1)
+        pieces = []
+        for a, b, low, bias in biases["blocks"]:
+            o = _Attend.apply(self._fold(q[a:b]), k[:, low:b], v[:, low:b], bias, self.dtype)
+            pieces.append(o.reshape(self.kv, self.r, b - a, self.d).permute(2, 0, 1, 3).reshape(b - a, -1))
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _row_attention(self, q, k, v, layout, window, biases):
+        """Attention of the rows' own tokens, padded to `[rows, kv, r * S, d]`, over the prefix and each other."""
+        P, B, S, low = layout.prefix, layout.rows, layout.width, biases["low"]
+
+        def pad(x):
+            return x.new_zeros(B * S, *x.shape[1:]).index_copy(0, layout.slots, x)
+
+        q = pad(q).reshape(B, S, self.kv, self.r, self.d).permute(0, 2, 3, 1, 4).reshape(B, self.kv, self.r * S, self.d)
+
+        def keys(x):
+            own = pad(x[P:]).reshape(B, S, self.kv, self.d).transpose(1, 2)
+            if low == P:
+                return own
+            shared = x[low:P].transpose(0, 1)[None].expand(B, -1, -1, -1)
+            return torch.cat([shared, own], dim=2)
+
+        o = _Attend.apply(q, keys(k), keys(v), biases["rows"], self.dtype)
+        o = o.reshape(B, self.kv, self.r, S, self.d).permute(0, 3, 1, 2, 4).reshape(B * S, -1)
+        return o[layout.slots]

@@ -1,0 +1,161 @@
+"""Batched greedy decoding over a shared prefix: token for token what mlx-lm says, whatever the batch."""
+
+import random
+
+import numpy as np
+import pytest
+
+from fgtune_helpers import blas, forward, generate, train
+from fgtune_helpers.base import resolve_base
+
+mx = blas.mlx()
+WINDOW = 128
+
+
+class Numbers:
+    """A tokenizer whose text is ids in words, so that lengths are exact."""
+
+    @staticmethod
+    def encode(text, add_special_tokens=False):
+        return [int(n) for n in text.split()]
+
+    @staticmethod
+    def decode(ids, skip_special_tokens=False):
+        return " ".join(map(str, ids))
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The tiny model with its layers stirred, so that what it says hangs on all it has read."""
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    model, _ = train.load_model(resolve_base("tiny").path)
+    mx.random.seed(3)
+    weights = [(k, v) for k, v in tree_flatten(model.parameters()) if v.ndim == 2 and "layers" in k]
+    model.update(tree_unflatten([(k, v + 0.3 * mx.random.normal(v.shape)) for k, v in weights]))
+    mx.eval(model.parameters())
+    return model
+
+
+def prompts(shared, lengths, seed=0):
+    rng = random.Random(seed)
+    head = [2] + [rng.randrange(300, 2000) for _ in range(shared - 1)]
+    return [
+        " ".join(map(str, head + [300 + k] + [rng.randrange(300, 2000) for _ in range(n - 1)]))
+        for k, n in enumerate(lengths)
+    ]
+
+
+def by_mlx_lm(model, prompt, tokens, stops=(1, 50, 106)):
+    from mlx_lm.generate import generate_step
+
+    out = []
+    for token, _ in generate_step(mx.array(Numbers.encode(prompt)), model, max_tokens=tokens):
+        if token in stops:
+            break
+        out.append(token)
+    return out
+
+
+@pytest.mark.parametrize(
+    "shared, lengths",
+    [
+        (20, [1, 7, 30]),  # below the window throughout
+        (100, [3, 20, 60]),  # the prompts cross it
+        (120, [2, 5, 4]),  # the answers cross it
+        (WINDOW - 1, [1, 9]),
+        (WINDOW, [1, 9]),
+        (WINDOW + 1, [1, 9]),
+        (300, [5, 40, 140]),  # the prefix is far longer, and one prompt is itself longer than the window
+    ],
+)
+def test_equals_mlx_lm_token_by_token(model, shared, lengths):
+    asked = prompts(shared, lengths, seed=shared)
+    found = generate.MlxGenerator(model, Numbers, max_tokens=16).generate_ids(asked)
+    assert found == [by_mlx_lm(model, p, 16) for p in asked]
+    assert len({tuple(ids) for ids in found}) == len(asked)  # the rows differ, so they are not mixed up
+
+
+@pytest.mark.parametrize("shared", [20, 100, 120, 300])
+def test_logits_of_every_step_are_the_models(model, shared):
+    """Forced tokens, so that nothing is hidden by an argmax: rows of three lengths, through and beyond the window."""
+    rng = random.Random(shared)
+    rows = [Numbers.encode(p) for p in prompts(shared, [2, 9, 30])]
+    prefix = forward.run_prefix(model, mx.array(rows[0][:shared]))
+    state = generate._Decoder(model, [r[shared:] for r in rows], prefix)
+    for step in range(12):
+        for i, row in enumerate(rows):
+            want, got = np.array(model(mx.array([row]))[0, -1]), np.array(state.logits[i])
+            assert np.abs(got - want).max() < 1e-4 * np.abs(want).max(), (step, i)
+        tokens = [rng.randrange(300, 2000) for _ in rows]
+        if step == 5:
+            state.keep([0, 2])
+            rows, tokens = [rows[0], rows[2]], tokens[:2]
+        rows = [[*row, token] for row, token in zip(rows, tokens)]
+        state.step(tokens)
+
+
+def test_batch_size_and_order_do_not_matter(model):
+    asked = prompts(60, [12, 3, 25, 8, 17])
+    whole = generate.MlxGenerator(model, Numbers, max_tokens=8).generate_ids(asked)
+    assert generate.MlxGenerator(model, Numbers, max_tokens=8, batch_size=2).generate_ids(asked) == whole
+    assert generate.MlxGenerator(model, Numbers, max_tokens=8).generate_ids(asked[::-1]) == whole[::-1]
+    assert [generate.MlxGenerator(model, Numbers, max_tokens=8).generate_ids([p])[0] for p in asked] == whole
+
+
+def test_rows_end_at_their_own_stop_token(model):
+    asked = prompts(60, [12, 3, 25, 8])
+    free = generate.MlxGenerator(model, Numbers, max_tokens=10, stop_ids=[]).generate_ids(asked)
+    stops = {free[1][2], free[3][6]}
+    ended = generate.MlxGenerator(model, Numbers, max_tokens=10, stop_ids=stops).generate_ids(asked)
+    for ids, cut in zip(free, ended):
+        at = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+        assert cut == ids[:at]
+    assert len(ended[1]) <= 2
+
+
+def test_several_tool_sets_are_decoded_apart(model, monkeypatch):
+    """Prompts of two developer turns (they end with token 106): each keeps its own prefix."""
+    ran = []
+    real = forward.run_prefix
+    monkeypatch.setattr(forward, "run_prefix", lambda m, ids, *a: ran.append(ids.shape[0]) or real(m, ids, *a))
+    asked = prompts(40, [4, 9], seed=1) + prompts(50, [6, 2], seed=2)
+    asked = [" ".join(p.split()[:30] + ["106"] + p.split()[30:]) for p in asked]
+    found = generate.MlxGenerator(model, Numbers, max_tokens=6, stop_ids=[1, 50]).generate_ids(asked)
+    assert found == [by_mlx_lm(model, p, 6, (1, 50)) for p in asked]
+    assert ran == [41, 51]  # 40 and 50 shared tokens, and the end of the turn
+
+
+def test_next_logits_are_the_models(model):
+    asked = prompts(140, [1, 4, 9])
+    found = generate.MlxGenerator(model, Numbers).next_logits(asked)
+    assert found.dtype == np.float32 and found.shape == (3, model.args.vocab_size)
+    for row, prompt in zip(found, asked):
+        want = np.array(model(mx.array([Numbers.encode(prompt)]))[0, -1])
+        assert np.abs(row - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_text_comes_back_with_special_tokens():
+    model, tokenizer = train.load_model(resolve_base("tiny").path)
+    maker = generate.MlxGenerator(model, tokenizer, max_tokens=4)
+    prompt = "<bos><start_of_turn>user\nhello<end_of_turn>\n<start_of_turn>model\n"
+    (ids,), (text,) = maker.generate_ids([prompt]), maker.generate([prompt])
+    assert text == tokenizer.decode(ids, skip_special_tokens=False)
+    assert maker.encode([prompt])[0][0] == 2 and maker.encode([prompt])[0].count(2) == 1
+    assert maker.generate([]) == [] and maker.next_logits([]).shape == (0, model.args.vocab_size)
+
+
+def test_bad_input_is_refused(model):
+    with pytest.raises(ValueError, match="prompt 2 is empty"):
+        generate.MlxGenerator(model, Numbers).generate_ids(["2 300", ""])
+    for wrong in ({"max_tokens": 0}, {"batch_size": 0}):
+        with pytest.raises(ValueError, match="1 or more"):
+            generate.MlxGenerator(model, Numbers, **wrong)
+
+
+def test_common_prefix():
+    assert generate.common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert generate.common_prefix([[1, 2], [1, 2, 4]]) == 1  # every row keeps a token of its own
+    assert generate.common_prefix([[1, 2, 3]]) == 2
+    assert generate.common_prefix([[1], [2]]) == 0
+    assert generate.common_prefix([]) == 0

@@ -1,0 +1,546 @@
+"""Shared-prefix training against mlx-lm's own loss: the same loss and gradients, the same files, the same bits."""
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fgtune_helpers import blas, forward, torch_step, train
+from fgtune_helpers.base import resolve_base
+from fgtune_helpers.data import Row
+
+mx = blas.mlx()
+WINDOW = 128  # of the tiny model
+ENGINES = {"mlx": train.MlxEngine, "torch": torch_step.TorchEngine}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return resolve_base("tiny").path
+
+
+def make_rows(count, prefix, seed=0, turns=1):
+    """Rows that share `prefix` random tokens, then `turns` pairs of a user's and a learned part."""
+    rng = random.Random(seed)
+    head = [2] + [rng.randrange(300, 2000) for _ in range(prefix - 1)] if prefix else []
+    rows = []
+    for _ in range(count):
+        ids, targets = list(head) or [2], [False] * max(prefix, 1)
+        for _ in range(turns):
+            for learned in (False, True):
+                n = rng.randrange(3, 40)
+                ids += [rng.randrange(300, 2000) for _ in range(n)]
+                targets += [learned] * n
+        rows.append(Row(tuple(ids), tuple(targets), prefix))
+    return rows
+
+
+def adapted(path, kind, layers=-1, rank=4, noise=0.03):
+    """The tiny model with adapters that do something (a fresh LoRA B is zero)."""
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    model, tokenizer = train.load_model(path)
+    train.add_lora(model, rank, 20.0, 0.0, layers, kind)
+    mx.random.seed(5)
+    fresh = [(k, v + noise * mx.random.normal(v.shape)) for k, v in tree_flatten(model.trainable_parameters())]
+    model.update(tree_unflatten(fresh))
+    return model, tokenizer
+
+
+def reference(model, rows):
+    """Loss and gradients by mlx-lm's model over whole rows, every target weighted alike."""
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    width = max(len(r.ids) for r in rows)
+    ids = mx.array([list(r.ids) + [0] * (width - len(r.ids)) for r in rows])
+    mask = mx.array([list(r.targets) + [False] * (width - len(r.ids)) for r in rows])[:, 1:]
+
+    def loss(model):
+        entropy = nn.losses.cross_entropy(model(ids[:, :-1]), ids[:, 1:]) * mask
+        return entropy.sum() / mask.sum()
+
+    value, gradients = nn.value_and_grad(model, loss)(model)
+    return value.item(), dict(tree_flatten(gradients))
+
+
+def assert_same_gradients(expected, tree, count):
+    from mlx.utils import tree_flatten
+
+    found = dict(tree_flatten(tree))
+    assert found.keys() == expected.keys()
+    for name, want in expected.items():
+        got, want = np.array(found[name]) / count, np.array(want)
+        assert np.abs(want).max() > 0, name
+        assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max(), name
+
+
+# ---------------------------------------------------------------- loss and gradients
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "kind, layers, prefix, turns",
+    [
+        ("lora", -1, 20, 1),  # everything below the window
+        ("lora", -1, 100, 2),  # rows cross it
+        ("lora", -1, WINDOW - 1, 1),
+        ("lora", -1, WINDOW, 1),
+        ("lora", -1, WINDOW + 1, 1),
+        ("lora", -1, 300, 3),  # the prefix is longer, rows are multi-turn
+        ("lora", 2, 300, 1),
+        ("dora", -1, 140, 2),
+        ("full", -1, 140, 2),
+        ("full", 3, 20, 1),
+        ("lora", -1, 0, 1),  # nothing is shared
+    ],
+)
+def test_loss_and_every_gradient(tiny, engine, kind, layers, prefix, turns):
+    model, _ = adapted(tiny, kind, layers)
+    rows = make_rows(3, prefix, seed=prefix, turns=turns)
+    want, expected = reference(model, rows)
+    batch = train.make_batch(rows)
+    assert len(batch.prefix) == prefix
+    total, gradients = ENGINES[engine](model, train.TrainConfig(prefix_chunk=48, logits_chunk=16)).gradients(batch)
+    count = len(batch.targets)
+    assert count == sum(sum(r.targets) for r in rows)
+    assert total / count == pytest.approx(want, abs=2e-5)
+    assert_same_gradients(expected, gradients, count)
+
+
+def test_equals_mlx_lm_default_loss_on_single_turn_rows(tiny):
+    """`default_loss` also scores the first pad token of a row: give it that token as a target, and the losses agree."""
+    from mlx_lm.tuner.trainer import default_loss
+
+    model, _ = adapted(tiny, "lora")
+    rows = make_rows(3, 150)
+    width = max(len(r.ids) for r in rows) + 1
+    ids = mx.array([list(r.ids) + [0] * (width - len(r.ids)) for r in rows])
+    spans = mx.array([[r.targets.index(True), len(r.ids)] for r in rows])
+    theirs, scored = default_loss(model, ids, spans)
+    padded = [Row(r.ids + (0,), r.targets + (True,), r.prefix) for r in rows]
+    batch = train.make_batch(padded)
+    assert scored.item() == len(batch.targets) == sum(sum(r.targets) for r in rows) + 3
+    ours, count = train.shared_loss(model, *train.batch_arrays(batch))
+    assert count.item() == scored.item()
+    assert ours.item() == pytest.approx(theirs.item(), abs=2e-5)
+
+
+def test_loss_and_batches_go_into_mlx_lms_own_trainer(tiny):
+    import mlx.optimizers as optimizers
+    from mlx_lm.tuner.trainer import TrainingArgs
+    from mlx_lm.tuner.trainer import train as mlx_lm_train
+
+    model, _ = adapted(tiny, "lora")
+    rows = make_rows(6, 40)
+    seen = []
+
+    class Callback:
+        def on_train_loss_report(self, info):
+            seen.append(info["train_loss"])
+
+        def on_val_loss_report(self, info):
+            pass
+
+    first = reference(model, rows)[0]
+    args = TrainingArgs(batch_size=6, iters=3, steps_per_report=1, steps_per_eval=10, adapter_file="/dev/null")
+    args.steps_per_save = 1000
+    real, mx.save_safetensors = mx.save_safetensors, lambda *_: None
+    try:
+        mlx_lm_train(
+            model,
+            optimizers.Adam(learning_rate=1e-3),
+            rows,
+            rows,
+            args,
+            loss=train.shared_loss,
+            iterate_batches=train.iterate_batches,
+            training_callback=Callback(),
+        )
+    finally:
+        mx.save_safetensors = real
+    assert seen[0] == pytest.approx(first, abs=1e-4)
+    assert seen[2] < seen[0]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+def test_bfloat16_products_stay_close(tiny, kind):
+    from mlx.utils import tree_flatten
+
+    if torch_step.why_not_bfloat16():
+        with pytest.raises(ValueError, match="bfloat16"):
+            torch_step.TorchEngine(adapted(tiny, kind)[0], train.TrainConfig(precision="bfloat16"))
+        return
+    model, _ = adapted(tiny, kind)
+    batch = train.make_batch(make_rows(3, 150))
+    (want, exact), (got, rough) = (
+        torch_step.TorchEngine(model, train.TrainConfig(precision=p)).gradients(batch) for p in ("auto", "bfloat16")
+    )
+    assert got == pytest.approx(want, rel=2e-3) and got != want
+    a, b = (np.concatenate([np.array(v).ravel() for _, v in tree_flatten(t)]) for t in (exact, rough))
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.995
+
+
+def test_chunks_do_not_change_the_result(tiny):
+    model, _ = adapted(tiny, "lora")
+    batch = train.make_batch(make_rows(3, 200))
+    arrays = train.batch_arrays(batch)
+    values = {train.shared_loss(model, *arrays, p, c)[0].item() for p, c in ((1000, 1000), (7, 5), (64, 1))}
+    assert max(values) - min(values) < 1e-5
+
+
+def test_padding_of_arrays_has_no_weight(tiny):
+    model, _ = adapted(tiny, "lora")
+    batch = train.make_batch(make_rows(3, 60))
+    plain, padded = (train.shared_loss(model, *train.batch_arrays(batch, m))[0].item() for m in (1, 64))
+    assert plain == pytest.approx(padded, abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_target_right_behind_the_prefix_moves_the_split(tiny, engine):
+    rows = [Row(r.ids, tuple(i >= 40 for i in range(len(r.ids))), 40) for r in make_rows(2, 40)]
+    batch = train.make_batch(rows)
+    assert len(batch.prefix) == 39
+    model, _ = adapted(tiny, "lora")
+    total, _ = ENGINES[engine](model, train.TrainConfig()).gradients(batch)
+    assert total / len(batch.targets) == pytest.approx(reference(model, rows)[0], abs=2e-5)
+
+
+def test_accumulated_micro_batches_are_one_batch(tiny, tmp_path):
+    """Two steps over 3 rows each, weighted by tokens, move the adapters as one step over 6 rows."""
+    rows = make_rows(6, 50)
+    results = []
+    for batch_size, accumulate in ((6, 1), (3, 2)):
+        model, tokenizer = adapted(tiny, "lora")
+        config = train.TrainConfig(
+            iters=1, batch_size=batch_size, grad_accumulation_steps=accumulate, warmup=0, lr_schedule="constant"
+        )
+        history = train.train(model, tokenizer, rows, [], config, tmp_path / str(batch_size), on_report=lambda _: None)
+        results.append((history.losses[0], train.trainable_bytes(model)))
+    (loss_a, a), (loss_b, b) = results
+    assert loss_a == pytest.approx(loss_b, abs=1e-5)
+    # Adam's first step has the size of the rate whatever the gradient's size: compare where it is well above rounding.
+    same = np.concatenate([np.array(mx.abs(a[k] - b[k]) < 2e-6).ravel() for k in a])
+    assert same.mean() > 0.99
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_every_row_is_trained_once_an_epoch():
+    rows = make_rows(13, 30, seed=1) + make_rows(5, 60, seed=2) + make_rows(1, 8, seed=3)
+    plan = train.plan_epoch(rows, 4, seed=7, epoch=0)
+    assert sorted(i for batch in plan for i in batch) == list(range(19))
+    assert all(1 <= len(batch) <= 4 for batch in plan)
+    assert len(plan) == 4 + 2 + 1
+    for batch in plan:
+        assert len({rows[i].ids[: rows[i].prefix] for i in batch}) == 1
+        train.make_batch([rows[i] for i in batch])
+    assert plan == train.plan_epoch(rows, 4, seed=7, epoch=0)
+    assert plan != train.plan_epoch(rows, 4, seed=7, epoch=1) != train.plan_epoch(rows, 4, seed=8, epoch=1)
+
+
+def test_batches_hold_rows_of_like_length():
+    rows = make_rows(32, 30)
+    spread = [
+        max(len(rows[i].ids) for i in b) - min(len(rows[i].ids) for i in b) for b in train.plan_epoch(rows, 8, 0, 0)
+    ]
+    lengths = [len(r.ids) for r in rows]
+    assert max(spread) < max(lengths) - min(lengths)
+    assert sum(spread) <= max(lengths) - min(lengths)
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5, 11])
+def test_batches_go_on_where_they_stopped(start):
+    rows = make_rows(17, 10)
+    whole, rest = train.batches_from(rows, 4, 3), train.batches_from(rows, 4, 3, start)
+    taken = [next(whole) for _ in range(16)]
+    assert [next(rest) for _ in range(16 - start)] == taken[start:]
+
+
+def test_batches_of_one_row_and_more_than_there_are():
+    rows = make_rows(3, 10)
+    assert len(train.plan_epoch(rows, 1, 0, 0)) == 3
+    assert [len(b) for b in train.plan_epoch(rows, 100, 0, 0)] == [3]
+
+
+@pytest.mark.parametrize(
+    "rows, said",
+    [
+        ([], "no training rows"),
+        ([Row((2, 3), (False,), 1)], "2 ids but 1 targets"),
+        ([Row((2, 3), (False, False), 1)], "no token to learn"),
+        ([Row((2, 3), (True, False), 1)], "no token to learn"),
+        ([Row((2, 3), (False, True), 3)], "prefix 3 of 2"),
+    ],
+)
+def test_bad_rows_are_refused(rows, said):
+    with pytest.raises(train.TrainError, match=said):
+        train.check_rows(rows, "training rows")
+
+
+def test_rows_of_two_prefixes_are_no_batch():
+    with pytest.raises(train.TrainError, match="same prefix"):
+        train.make_batch([make_rows(1, 20, seed=1)[0], make_rows(1, 20, seed=2)[0]])
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_learning_rate_warms_up_and_falls():
+    config = train.TrainConfig(iters=110, learning_rate=1.0, warmup=10, min_learning_rate=0.1)
+    rates = [train.learning_rate_at(config, i) for i in range(111)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert train.learning_rate_at(replace(config, lr_schedule="constant"), 100) == 1.0
+    assert train.learning_rate_at(replace(config, lr_schedule="linear"), 60) == pytest.approx(0.55)
+    assert train.learning_rate_at(replace(config, warmup=0), 0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"iters": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": math.nan},
+        {"warmup": -1},
+        {"lr_schedule": "cosin"},
+        {"engine": "cuda"},
+        {"precision": "float16"},
+    ],
+)
+def test_bad_settings_are_refused(wrong):
+    with pytest.raises(train.TrainError, match=next(iter(wrong))):
+        train.TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    "kind, layers, rank, count",
+    [("lora", -1, 4, None), ("dora", 2, 8, None), ("full", 1, 8, None), ("lora", 1, 1, None)],
+)
+def test_trainable_parameters_are_counted_exactly(tiny, kind, layers, rank, count):
+    model, _ = train.load_model(tiny)
+    args = model.args
+    sizes = [  # (in, out) of a layer's linear layers
+        (args.hidden_size, args.num_attention_heads * args.head_dim),
+        *[(args.hidden_size, args.num_key_value_heads * args.head_dim)] * 2,
+        (args.num_attention_heads * args.head_dim, args.hidden_size),
+        *[(args.hidden_size, args.intermediate_size)] * 2,
+        (args.intermediate_size, args.hidden_size),
+    ]
+    layer = {
+        "lora": sum(rank * (i + o) for i, o in sizes),
+        "dora": sum(rank * (i + o) + o for i, o in sizes),
+        "full": sum(i * o for i, o in sizes) + 4 * args.hidden_size + 2 * args.head_dim,
+    }[kind]
+    used = args.num_hidden_layers if layers == -1 else layers
+    assert train.add_lora(model, rank, 20.0, 0.0, layers, kind) == used * layer
+
+
+def test_bad_adapters_are_refused(tiny):
+    model, _ = train.load_model(tiny)
+    for wrong in ({"fine_tune_type": "lore"}, {"num_layers": 0}, {"num_layers": 7}, {"rank": 0}, {"dropout": 1.0}):
+        with pytest.raises(train.TrainError, match=next(iter(wrong))):
+            train.add_lora(model, **wrong)
+    train.add_lora(model)
+    with pytest.raises(train.TrainError, match="adapters already"):
+        train.add_lora(model)
+
+
+def test_dropout_and_half_precision_take_the_mlx_engine(tiny):
+    model, _ = train.load_model(tiny)
+    train.add_lora(model, dropout=0.1)
+    assert train.make_engine(model, train.TrainConfig()).name == "mlx"
+    with pytest.raises(train.TrainError, match="dropout"):
+        train.make_engine(model, train.TrainConfig(engine="torch"))
+    model, _ = train.load_model(tiny, dtype="bfloat16")
+    assert train.make_engine(model, train.TrainConfig()).name == "mlx"
+    model, _ = train.load_model(tiny)
+    assert train.make_engine(model, train.TrainConfig()).name == "torch"
+
+
+# ---------------------------------------------------------------- a run
+
+
+def quick(**changes):
+    config = train.TrainConfig(
+        iters=8, batch_size=4, learning_rate=2e-3, warmup=2, steps_per_report=2, steps_per_eval=2, save_every=3
+    )
+    return replace(config, **changes)
+
+
+def run(tiny, folder, config, evaluate=None, on_report=None, rows=None):
+    model, tokenizer = train.load_model(tiny)
+    train.add_lora(model, 4, 20.0, seed=config.seed)
+    rows = rows or make_rows(10, 40) + make_rows(6, 70, seed=4)
+    records = []
+    history = train.train(
+        model, tokenizer, rows[:14], rows[14:], config, folder, evaluate=evaluate, on_report=on_report or records.append
+    )
+    return model, history, records
+
+
+def test_training_learns_reports_and_keeps_best_and_last(tiny, tmp_path):
+    model, history, records = run(tiny, tmp_path, quick())
+    assert len(history.losses) == 8 and history.losses[-1] < history.losses[0] - 0.3
+    assert [r["iter"] for r in history.reports] == [2, 4, 6, 8] == [r["iter"] for r in history.evals]
+    assert history.best_iter == min(history.evals, key=lambda e: e["valid_loss"])["iter"]
+    assert history.reports[0]["loss"] == pytest.approx(sum(history.losses[:2]) / 2)
+    assert [r["kind"] for r in records] == ["train", "eval"] * 4
+    assert all("iter" in train.format_record(r) for r in records)
+    again = train.History.load(tmp_path / "history.json")
+    assert again == history
+    from mlx_lm.utils import load
+
+    theirs, _ = load(str(tiny), adapter_path=str(tmp_path / "best"))
+    ids = mx.array([[2, 400, 500, 600]])
+    assert np.array_equal(np.array(theirs(ids)), np.array(model(ids)))
+    assert json.loads((tmp_path / "last" / "adapter_config.json").read_text())["iter"] == 8
+
+
+def test_best_is_the_highest_exact_match_then_the_lowest_loss(tiny, tmp_path):
+    shares = iter([0.25, 0.75, 0.75, 0.5])
+    calls = []
+
+    def evaluate(model):
+        calls.append(model.training)
+        return next(shares)
+
+    model, history, _ = run(tiny, tmp_path, quick(), evaluate)
+    assert calls == [False] * 4
+    assert [e["exact"] for e in history.evals] == [0.25, 0.75, 0.75, 0.5]
+    tied = {e["iter"]: e["valid_loss"] for e in history.evals if e["exact"] == 0.75}
+    assert sorted(tied) == [4, 6] and history.best_iter == min(tied, key=tied.get)
+    kept = mx.load(str(tmp_path / "best" / "adapters.safetensors"))
+    assert all(np.array_equal(np.array(kept[k]), np.array(v)) for k, v in train.trainable_bytes(model).items())
+    last = mx.load(str(tmp_path / "last" / "adapters.safetensors"))
+    assert any(not np.array_equal(np.array(kept[k]), np.array(last[k])) for k in kept)
+
+
+def test_an_evaluation_is_better_by_exact_match_before_loss():
+    def rank(exact, loss):
+        return train._rank({"exact": exact, "valid_loss": loss})
+
+    assert rank(0.5, 9.0) > rank(0.25, 1.0)
+    assert rank(0.5, 1.0) > rank(0.5, 2.0)
+    assert rank(None, 1.0) > rank(None, 2.0)
+    assert rank(0.5, None) > rank(0.25, None)
+
+
+def test_patience_stops_early(tiny, tmp_path):
+    shares = iter([0.5, 0.25, 0.25, 1.0])
+    _, history, _ = run(tiny, tmp_path, quick(patience=2), lambda _: next(shares))
+    assert history.stopped_early and len(history.losses) == 6 and history.best_iter == 2
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_same_seed_gives_the_same_bits(tiny, tmp_path, engine):
+    files = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(tiny, tmp_path / name, quick(iters=3, seed=seed, engine=engine))
+        files.append((tmp_path / name / "last" / "adapters.safetensors").read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+@pytest.mark.parametrize("stop_at", [3, 4, 5, 7])
+def test_an_interrupted_run_ends_with_the_same_bits(tiny, tmp_path, stop_at):
+    """Ctrl-C after any step; the second call goes on from the checkpoint, with dropout's random numbers as well."""
+    config = quick(save_every=1 if stop_at == 5 else 3, steps_per_report=1)
+    _, whole, _ = run(tiny, tmp_path / "whole", config)
+
+    def interrupt(record):
+        if record["kind"] == "train" and record["iter"] == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny, tmp_path / "cut", config, on_report=interrupt)
+    _, resumed, records = run(tiny, tmp_path / "cut", config)
+    assert records[0]["iter"] > 1  # it did not start afresh
+    assert resumed.losses == whole.losses and resumed.best_iter == whole.best_iter
+    for name in ("best", "last"):
+        file = Path(name, "adapters.safetensors")
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_killed_run_resumes(tiny, tmp_path):
+    """SIGKILL in another process, with dropout (random numbers are part of the state)."""
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        sys.path[:0] = [{tests!r}, {root!r}]
+        import test_train as t
+        from fgtune_helpers import train
+        from fgtune_helpers.base import resolve_base
+        def report(record):
+            if record["kind"] == "train" and record["iter"] == 5 and sys.argv[2] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        model, tokenizer = train.load_model(resolve_base("tiny").path)
+        train.add_lora(model, 4, 20.0, 0.2)
+        rows = t.make_rows(12, 40)
+        train.train(model, tokenizer, rows, rows[:2], t.quick(steps_per_report=1), sys.argv[1], on_report=report)
+        """
+    ).format(tests=str(Path(__file__).parent), root=str(Path(__file__).parent.parent))
+
+    def call(folder, mode):
+        done = subprocess.run([sys.executable, "-c", script, folder, mode], capture_output=True, text=True)
+        return done.returncode, done.stderr[-2000:]
+
+    assert call(tmp_path / "cut", "kill")[0] == -signal.SIGKILL
+    assert not (tmp_path / "cut" / "last").exists()
+    for folder in ("cut", "whole"):
+        code, said = call(tmp_path / folder, "go")
+        assert code == 0, said
+    file = Path("last", "adapters.safetensors")
+    assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_another_run_does_not_take_the_checkpoint(tiny, tmp_path):
+    run(tiny, tmp_path, quick(iters=3))
+    _, history, records = run(tiny, tmp_path, quick(iters=3, learning_rate=1e-3))
+    assert records[0]["iter"] == 2 and len(history.losses) == 3
+
+
+def test_diverging_training_says_what_to_do(tiny, tmp_path):
+    with pytest.raises(train.TrainError, match="lower learning_rate"):
+        run(tiny, tmp_path, quick(iters=30, learning_rate=1e30, warmup=0, grad_clip=0))
+
+
+def test_training_needs_adapters_and_a_model(tiny, tmp_path):
+    model, tokenizer = train.load_model(tiny)
+    with pytest.raises(train.TrainError, match="add_lora"):
+        train.train(model, tokenizer, make_rows(2, 5), [], quick(), tmp_path)
+    with pytest.raises(train.TrainError, match=r"config\.json"):
+        train.load_model(tmp_path)
+    with pytest.raises(train.TrainError, match=r"adapters\.safetensors"):
+        train.load_adapters(model, tmp_path)
+
+
+def test_the_prefix_runs_once_and_is_not_repeated(tiny):
+    """What makes it fast: forward work grows with the rows' own tokens only, and the head sees learned tokens only."""
+    model, _ = train.load_model(tiny)
+    seen = []
+    gate = model.layers[0].mlp.gate_proj
+
+    class Spy(type(gate)):
+        def __call__(self, x):
+            seen.append(x.shape[0] * x.shape[1])
+            return super().__call__(x)
+
+    gate.__class__ = Spy
+    rows = make_rows(5, 200)
+    batch = train.make_batch(rows)
+    train.shared_loss(model, *train.batch_arrays(batch))
+    assert seen == [200, 5 * max(len(r) for r in batch.rows)]
+    layout = torch_step._Layout.of(batch)
+    assert len(layout.ids) == 200 + sum(len(r) for r in batch.rows)
+    assert len(forward.run_prefix(model, mx.array(rows[0].ids[:200])).keys) == len(model.layers)
