@@ -46,7 +46,7 @@ class Stage:
         return ("run_dir", *self.params, *self.soft)
 
 
-_TRAIN = ("iters", "batch_size", "grad_accumulation_steps", "learning_rate", "warmup", "fine_tune_type", "num_layers",
+_TRAIN = ("iters", "batch_size", "grad_accumulation_steps", "learning_rate", "precision", "warmup", "fine_tune_type", "num_layers",
           "rank", "scale", "dropout", "steps_per_eval", "patience", "max_tokens")  # fmt: skip
 
 STAGES: dict[str, Stage] = {

@@ -469,6 +469,15 @@ class MlxEngine:
         return total.item(), tree
 
 
+def choose_precision(model, wanted: str = "auto") -> str:
+    """`TrainConfig.precision` for `auto` (bfloat16 products where this CPU has them), `float32` or `bfloat16`."""
+    from . import torch_step
+
+    if wanted == "auto" and torch_step.why_not(model) is None and torch_step.why_not_bfloat16() is None:
+        return "bfloat16"
+    return "bfloat16" if wanted == "bfloat16" else "auto"
+
+
 def make_engine(model, config: TrainConfig):
     """The engine `config.engine` names; "auto" takes torch's kernels on CPU where they can be used."""
     from . import torch_step
