@@ -46,8 +46,10 @@ class Stage:
         return ("run_dir", *self.params, *self.soft)
 
 
-_TRAIN = ("iters", "batch_size", "grad_accumulation_steps", "learning_rate", "precision", "warmup", "fine_tune_type", "num_layers",
-          "rank", "scale", "dropout", "steps_per_eval", "patience", "max_tokens")  # fmt: skip
+_TRAIN = (
+    *("iters", "batch_size", "grad_accumulation_steps", "learning_rate", "precision", "warmup", "fine_tune_type"),
+    *("num_layers", "rank", "scale", "dropout", "steps_per_eval", "patience", "max_tokens"),
+)
 
 STAGES: dict[str, Stage] = {
     "00_setup": Stage("Set up", "the base model is on disk and answers", (), "base model in the cache",

@@ -1,0 +1,123 @@
+"""Pictures: each function takes data and returns a matplotlib figure, titled, with units on its axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .evaluate import Scorecard
+
+INK, MUTED, ACCENT, WARM = "#1f2937", "#9ca3af", "#2563eb", "#d97706"
+
+
+def _axes(title: str, width: float = 7.0, height: float = 3.4):
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(width, height), layout="constrained")
+    ax = fig.subplots()
+    ax.set_title(title, color=INK, loc="left", fontsize=11)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(colors=INK, labelsize=9)
+    return fig, ax
+
+
+def plot_lengths(lengths: Sequence[int], prefix: int):
+    """Histogram of the tokens that each row has beyond the shared developer turn of `prefix` tokens."""
+    fig, ax = _axes(f"Tokens per dialogue, beside the {prefix:,} that all of them share")
+    ax.hist(lengths, bins=min(40, max(5, max(lengths) - min(lengths) + 1)), color=ACCENT)
+    ax.set_xlabel("own tokens")
+    ax.set_ylabel("dialogues")
+    return fig
+
+
+def plot_history(records: Sequence[dict]):
+    """Training loss per report and, on the right axis, validation exact match; records have `iter`, `loss`, `exact`."""
+    fig, ax = _axes("Training")
+    loss = [(r["iter"], r["loss"]) for r in records if r.get("loss") is not None]
+    valid = [(r["iter"], r["valid_loss"]) for r in records if r.get("valid_loss") is not None]
+    exact = [(r["iter"], 100 * r["exact"]) for r in records if r.get("exact") is not None]
+    ax.plot(*zip(*loss), color=ACCENT, label="training loss") if loss else None
+    ax.plot(*zip(*valid), color=MUTED, marker=".", label="validation loss") if valid else None
+    ax.set_xlabel("iteration")
+    ax.set_ylabel("loss (nats per answer token)")
+    ax.set_ylim(bottom=0)
+    lines, names = ax.get_legend_handles_labels()
+    if exact:
+        right = ax.twinx()
+        right.spines[["top"]].set_visible(False)
+        right.plot(*zip(*exact), color=WARM, marker="o", label="validation exact match")
+        right.set_ylim(0, 102)
+        right.set_ylabel("exact match (%)")
+        more, labels = right.get_legend_handles_labels()
+        lines, names = lines + more, names + labels
+    ax.legend(lines, names, frameon=False, fontsize=9, loc="center right")
+    return fig
+
+
+def plot_scores(cards: Sequence[Scorecard]):
+    """Exact match of several runtimes as bars, with Wilson's 95 % intervals."""
+    fig, ax = _axes("Exact match on the same held-out cases", height=0.5 + 0.45 * max(3, len(cards)))
+    names = [card.name for card in cards]
+    for i, card in enumerate(cards):
+        s = card.summary()
+        low, high = 100 * s["exact_low"], 100 * s["exact_high"]
+        ax.barh(i, 100 * s["exact"], color=ACCENT, height=0.6)
+        ax.plot([low, high], [i, i], color=INK, linewidth=1.2)
+        ax.text(101, i, f"{card.hits}/{card.n}", va="center", fontsize=9, color=INK)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 112)
+    ax.set_xlabel("exact match (%), line: 95 % interval")
+    return fig
+
+
+def plot_sizes(rows: Sequence[dict]):
+    """Size against exact match, dots as large as they are fast; rows have `variant`, `mb`, `exact`, `tokens_per_s`."""
+    fig, ax = _axes("Size, accuracy and speed of the variants")
+    for row in rows:
+        speed = row.get("tokens_per_s") or 1
+        ax.scatter(row["mb"], 100 * row["exact"], s=30 + 8 * speed, color=ACCENT, alpha=0.6, edgecolor=INK)
+        ax.annotate(f"{row['variant']}\n{speed:.0f} tok/s", (row["mb"], 100 * row["exact"]), textcoords="offset points",
+                    xytext=(6, 8), fontsize=8, color=INK)  # fmt: skip
+    ax.set_xlabel("download (MB)")
+    ax.set_ylabel("exact match (%)")
+    ax.set_xlim(0, 1.2 * max(row["mb"] for row in rows))
+    ax.margins(y=0.3)
+    return fig
+
+
+def plot_confusion(card: Scorecard):
+    """Which tool was expected (rows) and which was called (columns), first call of each case."""
+    pairs = card.confusion()
+    names = sorted({n for pair in pairs for n in pair})
+    fig, ax = _axes(f"Tools: expected and called, {card.name}", 1.6 + 0.5 * len(names), 1.2 + 0.36 * len(names))
+    grid = [[pairs.get((a, b), 0) for b in names] for a in names]
+    ax.imshow(grid, cmap="Blues", aspect="auto")
+    for i, row in enumerate(grid):
+        for j, n in enumerate(row):
+            if n:
+                ax.text(
+                    j, i, n, ha="center", va="center", fontsize=8, color="white" if n > max(map(max, grid)) / 2 else INK
+                )
+    ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+    ax.set_yticks(range(len(names)), names, fontsize=8)
+    ax.set_ylabel("expected")
+    ax.set_xlabel("called")
+    return fig
+
+
+class LiveTraining:
+    """Shows training as it goes: a line per report, and in a notebook one figure that redraws itself."""
+
+    def __init__(self):
+        from IPython.display import display
+
+        from .train import format_record
+
+        self.records, self.format = [], format_record
+        self.handle = display(plot_history([]), display_id=True)
+
+    def __call__(self, record: dict) -> None:
+        self.records.append(record)
+        print(self.format(record), flush=True)
+        if self.handle is not None:
+            self.handle.update(plot_history(self.records))

@@ -1,0 +1,47 @@
+"""Write the generated parts of README.md: stages and parameters from the code, results from the recorded notebooks."""
+
+import sys
+from pathlib import Path
+
+import nbformat
+
+from fgtune_helpers import report
+from fgtune_helpers.stage import project_root, resolve_run
+
+README = project_root() / "README.md"
+
+
+def code_blocks() -> dict[str, str]:
+    """The parts that follow from the code alone."""
+    return {"stages": report.stage_table(), "parameters": report.parameter_table()}
+
+
+def run_blocks(run: Path) -> dict[str, str]:
+    """The parts that follow from a finished run."""
+    rows = report.read_manifest(run, "08_test_onnx")["metrics"]["rows"]
+    return {"results": report.result_table(run), "sizes": report.size_table(rows)}
+
+
+def write(blocks: dict[str, str]) -> None:
+    text = README.read_text(encoding="utf-8")
+    for name, body in blocks.items():
+        text = report.replace_block(text, name, body)
+    README.write_text(text, encoding="utf-8")
+
+
+def recorded_scores() -> dict[str, str]:
+    """`name -> "47/48"` as the recorded report notebook shows them."""
+    notebook = nbformat.read(project_root() / "notebooks" / "11_report.ipynb", 4)
+    tables = [
+        output["data"]["text/plain"]
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.source.endswith("Comparison(cards)")
+        for output in cell.outputs
+        if "data" in output
+    ]
+    lines = [line for line in tables[0].splitlines()[1:] if line.strip()]
+    return {line.split("  ")[0].strip(): next(word for word in line.split() if "/" in word) for line in lines}
+
+
+if __name__ == "__main__":
+    write(code_blocks() | (run_blocks(resolve_run(sys.argv[1])) if len(sys.argv) > 1 else {}))
