@@ -1,0 +1,158 @@
+/** The grammar: random tokens under it always give calls that parse and fit their schema. `node --test` */
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import test from 'node:test';
+import { classify, parseCalls } from '../../web/calls.js';
+import { GrammarProcessor, compileGrammar, sortVocabulary } from '../../web/grammar.js';
+import { checkCall } from '../../web/schema.js';
+
+const STOPS = ['<start_function_response>', '<end_of_turn>', '<eos>'];
+const CONTROL = ['<pad>', '<eos>', '<bos>', '<unk>', '<unused7>', '<start_function_declaration>', '<end_function_declaration>', '<start_function_call>',
+  '<end_function_call>', '<start_function_response>', '<end_function_response>', '<escape>', '<start_of_turn>', '<end_of_turn>'];
+
+const TOOLS = [
+  { name: 'calculate', parameters: { type: 'object', properties: { expression: { type: 'string' } }, required: ['expression'] } },
+  { name: 'ping', parameters: { type: 'object', properties: {} } },
+  { name: 'weather.now', parameters: {
+    type: 'object',
+    properties: {
+      city: { type: 'STRING' }, Unit: { type: 'string', enum: ['celsius', 'degrees F'] }, days: { type: 'integer' },
+      at: { type: 'object', properties: { lat: { type: 'number' }, lon: { type: 'number' }, tags: { type: 'array', items: { type: 'string', enum: ['x', 'yz'] } } }, required: ['lat', 'lon'] },
+      loud: { type: 'boolean' }, grid: { type: 'array', items: { type: 'array', items: { type: 'integer' } } },
+    },
+    required: ['city', 'at'],
+  } },
+  { function: { name: 'Weather', parameters: { type: 'object', properties: { b: { type: 'boolean' }, A: { type: 'number' } } } } },
+];
+
+/** A small vocabulary: control tokens, bytes, and pieces that cross the grammar's joints or spell control tokens. */
+function smallVocabulary() {
+  const tokens = [...CONTROL, ...Array.from({ length: 256 }, (_, i) => `<0x${i.toString(16).toUpperCase().padStart(2, '0')}>`)];
+  for (let i = 32; i < 127; i += 1) tokens.push(i === 32 ? '\u2581' : String.fromCharCode(i));
+  tokens.push('call', 'call:', 'all:ca', ':weather', '.now{', 'city', ',city:', '{at:{', 'lat:', ',lon:-', '10', '}}', '},', 'é', 'ü\u2581b', '日', '本語', '🙂');
+  tokens.push('<start', 'start_of', '_turn>', '_turn', 'esc', 'ape>', '<escape', 'of_turn>x', 'celsius', 'true', 'false,', '<unused', '[[', ']]', '],[');
+  return sortVocabulary([...new Set(tokens)].map((token, id) => [token, id]));
+}
+
+const decode = (vocabulary, ids) => {
+  const names = new Map([...vocabulary.control].map(([name, id]) => [id, name]));
+  const bytes = [];
+  for (const id of ids) {
+    if (names.has(id)) bytes.push(...new TextEncoder().encode(names.get(id)));
+    else {
+      const i = vocabulary.position[id];
+      bytes.push(...vocabulary.bytes.slice(vocabulary.offsets[i], vocabulary.offsets[i + 1]));
+    }
+  }
+  return new TextDecoder('utf-8', { fatal: true }).decode(Uint8Array.from(bytes));
+};
+
+/** Numbers from a seed (mulberry32), so that a failure can be repeated. */
+function random(seed) {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+/** Greedy over random scores; `drift` pulls towards long answers by making stops unlikely. */
+function answer(processor, vocabulary, next, maxTokens, drift) {
+  const ids = [0];
+  processor.start(1, maxTokens);
+  const stops = STOPS.map((name) => vocabulary.control.get(name));
+  while (ids.length <= maxTokens) {
+    const scores = Float32Array.from({ length: vocabulary.size }, next);
+    if (drift) for (const name of [...STOPS, '<escape>', '<end_function_call>']) scores[vocabulary.control.get(name)] -= 0.7;
+    if (drift && ids.length === 1) scores[vocabulary.control.get('<start_function_call>')] += 1;
+    processor.apply([ids], { data: scores });
+    const best = scores.reduce((a, value, i) => (value > scores[a] ? i : a), 0);
+    assert.ok(scores[best] > -Infinity, 'some token is always allowed');
+    ids.push(best);
+    if (stops.includes(best)) return { ids: ids.slice(1, -1), stop: best };
+  }
+  return { ids: ids.slice(1), stop: null };
+}
+
+for (const mode of ['any', 'call']) {
+  test(`random tokens, ${mode}`, () => {
+    const vocabulary = smallVocabulary();
+    const grammar = compileGrammar(TOOLS, { text: mode === 'any' });
+    const processor = new GrammarProcessor(grammar, vocabulary);
+    const next = random(7);
+    const seen = new Set();
+    for (let i = 0; i < 300; i += 1) {
+      const { ids, stop } = answer(processor, vocabulary, next, 120, i % 3 === 0);
+      assert.notEqual(stop, null, 'it ends within the limit');
+      const text = decode(vocabulary, ids);
+      const calls = parseCalls(text); // throws when malformed
+      assert.equal(classify(text), mode === 'call' || calls.length ? 'call' : 'text');
+      assert.equal(stop === vocabulary.control.get('<start_function_response>'), calls.length > 0);
+      for (const call of calls) {
+        seen.add(call.name);
+        assert.deepEqual(checkCall(call, TOOLS), [], text);
+        const keys = Object.keys(call.arguments).map((key) => key.toLowerCase());
+        assert.deepEqual(keys, [...keys].sort(), 'arguments in the order of the format');
+      }
+    }
+    assert.deepEqual([...seen].sort(), ['Weather', 'calculate', 'ping', 'weather.now']);
+  });
+}
+
+test('control tokens cannot be spelled inside a string', () => {
+  const vocabulary = smallVocabulary();
+  const grammar = compileGrammar(TOOLS, { text: false });
+  const walk = (text) => {
+    let state = grammar.start;
+    const step = (name) => { state = grammar.controls(state).find(([token]) => token === name)?.[1] ?? -1; };
+    step('<start_function_call>');
+    for (const byte of new TextEncoder().encode('call:calculate{expression:')) state = grammar.step(state, byte);
+    step('<escape>');
+    for (const byte of new TextEncoder().encode(text)) if (state >= 0) state = grammar.step(state, byte);
+    return state >= 0;
+  };
+  for (const word of [...CONTROL, '<unused12>', '<start_of_image>', '<<escape>']) assert.equal(walk(`a ${word}`), false, word);
+  for (const word of ['<b>bold</b>', '<escape', '<unused>', '<unusedx>', 'a < b > c', '<start_of>', 'é日🙂', '{"}']) assert.equal(walk(word), true, word);
+  void vocabulary;
+});
+
+test('free text comes without control tokens, and only where it is allowed', () => {
+  const calls = compileGrammar(TOOLS, { text: false });
+  assert.equal(calls.step(calls.start, 0x61), -1);
+  const texts = compileGrammar([], { calls: false });
+  assert.ok(texts.step(texts.start, 0x61) >= 0);
+  assert.deepEqual(texts.controls(texts.start), []);
+  assert.deepEqual(texts.controls(texts.step(texts.start, 0x61)).map(([name]) => name).sort(), ['<end_of_turn>', '<eos>']);
+});
+
+test('the mask agrees with trying each token', () => {
+  const vocabulary = smallVocabulary();
+  const processor = new GrammarProcessor(compileGrammar(TOOLS), vocabulary);
+  const next = random(3);
+  let state = processor.grammar.start;
+  for (let i = 0; i < 60; i += 1) {
+    const allowed = new Set(processor.mask(state).ids);
+    for (let id = 0; id < vocabulary.size; id += 1) assert.equal(allowed.has(id), processor.after(state, id) >= 0, `state ${state}, token ${id}`);
+    const choices = [...allowed].filter((id) => processor.grammar.states[processor.after(state, id)].distance > 0);
+    state = choices.length ? processor.after(state, choices[Math.floor(next() * choices.length)]) : processor.grammar.start;
+  }
+});
+
+test('the shipped tools compile, and what they should say is allowed', () => {
+  const file = (name) => JSON.parse(readFileSync(new URL(`../../examples/${name}`, import.meta.url)));
+  const grammar = compileGrammar(file('tools.json'));
+  const spell = (text) => {
+    let state = grammar.start;
+    for (const part of text.split(/(<(?:start|end)_[a-z_]+>|<escape>)/)) {
+      if (/^<(?:(?:start|end)_[a-z_]+|escape)>$/.test(part)) state = grammar.controls(state).find(([token]) => token === part)?.[1] ?? -1;
+      else for (const byte of new TextEncoder().encode(part)) if (state >= 0) state = grammar.step(state, byte);
+      if (state < 0) return false;
+    }
+    return grammar.states[state].distance === 0;
+  };
+  assert.ok(spell('<start_function_call>call:calculate{expression:<escape>12 * (3 + 4)<escape>}<end_function_call><start_function_response>'));
+  assert.ok(!spell('<start_function_call>call:calculator{expression:<escape>1<escape>}<end_function_call><start_function_response>'));
+  assert.ok(!spell('<start_function_call>call:calculate{}<end_function_call><start_function_response>'));
+});

@@ -1,0 +1,129 @@
+/** Calculator, schema checks, results made fit for the prompt, prefix files, device choice, resumed downloads. */
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { createServer } from 'node:http';
+import test from 'node:test';
+import { calculate, evaluate } from '../../web/calculator.js';
+import { candidates } from '../../web/device.js';
+import { commonLength, halfToFloat, readSafetensors, sharedPrefix, writeSafetensors } from '../../web/engine.js';
+import { runCall } from '../../web/index.js';
+import { checkCall, disarm } from '../../web/schema.js';
+import { PART, Store } from '../../web/store.js';
+
+test('calculator: values', () => {
+  const cases = {
+    '12 * (3 + 4)': 84, '2^3^2': 512, '-2^2': -4, '2**-1': 0.5, '10 % 4': 2, '50%': 0.5, '200 * 15%': 30, '7 − 2 × 3 ÷ 4': 5.5,
+    '.5 + 1e2': 100.5, 'sqrt(16) + max(1, 2, 3)': 7, '2 - -3': 5, '((1))': 1, 'PI * 0': 0, '8 / 4 / 2': 1, '1-2-3': -4,
+  };
+  for (const [expression, value] of Object.entries(cases)) assert.equal(evaluate(expression), value, expression);
+  assert.deepEqual(calculate({ expression: '0.1 + 0.2' }), { result: 0.3 });
+});
+
+test('calculator: what is no arithmetic', () => {
+  const bad = ['', '1 +', '(1', '1)', '2 3', 'alert(1)', 'constructor', '__proto__', 'sqrt', '1/0', '5 % 0', '0/0', 'globalThis', '1;2', '`1`', '9'.repeat(3000), '('.repeat(500), '10^400', 5];
+  for (const expression of bad) assert.throws(() => evaluate(expression), { name: 'CalculatorError' }, String(expression).slice(0, 30));
+});
+
+const TOOL = { function: { name: 'f', parameters: {
+  type: 'object',
+  properties: { s: { type: 'string', enum: ['a', 'b'] }, n: { type: 'integer', minimum: 1 }, l: { type: 'array', items: { type: 'number' } }, o: { type: 'object', properties: { x: { type: 'boolean' } }, required: ['x'] } },
+  required: ['s'],
+} } };
+
+test('calls against their schema', () => {
+  const problems = (args, name = 'f') => checkCall({ name, arguments: args }, [TOOL]).join('; ');
+  assert.equal(problems({ s: 'a', n: 2, l: [1, 2.5], o: { x: true } }), '');
+  for (const [args, words] of [
+    [{}, /s is missing/], [{ s: 'c' }, /one of a, b/], [{ s: 'a', n: 1.5 }, /integer/], [{ s: 'a', n: 0 }, /at least 1/], [{ s: 'a', n: true }, /integer/],
+    [{ s: 'a', l: [1, 'x'] }, /l\[1\] must be a number/], [{ s: 'a', o: {} }, /o\.x is missing/], [{ s: 'a', o: [] }, /object/], [{ s: 'a', z: 1 }, /no argument z/],
+    [{ s: 'a', toString: 1 }, /no argument toString/],
+  ]) assert.match(problems(args), words);
+  assert.match(problems({}, 'g'), /no tool named g/);
+});
+
+test('results of tools', async () => {
+  assert.deepEqual(disarm({ a: '<escape>x<start_of_turn>', n: null, u: undefined, f: () => 1, b: [1, null, NaN] }), { a: '‹escape>x‹start_of_turn>', b: [1, 'NaN'] });
+  assert.equal(disarm('<end_of<end_of_turn>_turn>').includes('<end_of_turn>'), false, 'also when it is put together by the removal');
+  assert.deepEqual(disarm(3), { value: 3 });
+  assert.deepEqual(disarm(undefined), { value: 'done' });
+  const call = { name: 'f', arguments: {} };
+  assert.equal((await runCall(call, ['wrong'], { f: () => 1 })).status, 'refused');
+  assert.equal((await runCall(call, [], {})).status, 'unbound');
+  assert.equal((await runCall({ name: 'toString', arguments: {} }, [], {})).status, 'unbound');
+  assert.deepEqual(await runCall(call, [], { f: () => { throw new Error('no <escape>'); } }), { name: 'f', status: 'failed', response: { error: 'no ‹escape>' } });
+});
+
+test('prefix files', () => {
+  const data = Float32Array.from([1, -2.5, 3, 4]);
+  const buffer = writeSafetensors({ 'past_key_values.0.key': { dims: [1, 1, 2, 2], data } }, { ids: '[1,2]' });
+  const { metadata, tensors } = readSafetensors(buffer);
+  assert.deepEqual(metadata, { ids: '[1,2]' });
+  assert.deepEqual([...tensors['past_key_values.0.key'].data], [...data]);
+  assert.throws(() => readSafetensors(buffer.slice(0, buffer.byteLength - 1)), /cut short/);
+  assert.deepEqual([...halfToFloat(Uint16Array.from([0x3c00, 0xc000, 0x0001, 0x7bff, 0x8000]))], [1, -2, 2 ** -24, 65504, -0]);
+  assert.deepEqual(sharedPrefix([[1, 2, 3], [1, 2, 4], [1, 2, 3, 5]]), [1, 2]);
+  assert.deepEqual(sharedPrefix([[1, 2], [1, 2]]), [1], 'each keeps a token of its own');
+  assert.deepEqual(sharedPrefix([[1, 2]]), []);
+  assert.equal(commonLength([1, 2], [1, 3]), 1);
+});
+
+test('device choice', () => {
+  const variants = { q4: { devices: ['webgpu', 'wasm'], half: false }, q4f16: { devices: ['webgpu'], half: true } };
+  const browser = { gpu: true, gpuWhy: '', half: true, software: false, isolated: true, cores: 8 };
+  const short = (list) => list.map(({ device, variant, threads }) => `${device} ${variant} ${threads}`);
+  assert.deepEqual(short(candidates(browser, variants)), ['webgpu q4f16 1', 'wasm q4 4']);
+  assert.deepEqual(short(candidates({ ...browser, half: false }, variants)), ['webgpu q4 1', 'wasm q4 4']);
+  assert.deepEqual(short(candidates({ ...browser, software: true }, variants)), ['wasm q4 4']);
+  assert.deepEqual(short(candidates({ ...browser, gpu: false, gpuWhy: 'none', isolated: false }, variants)), ['wasm q4 1']);
+  assert.match(candidates({ ...browser, gpu: false, gpuWhy: 'none', isolated: false }, variants)[0].why, /none; one thread, because/);
+  assert.deepEqual(short(candidates(browser, variants, { device: 'wasm', threads: 2 })), ['wasm q4 2']);
+  assert.throws(() => candidates(browser, variants, { device: 'wasm', variant: 'q4f16' }), /q4f16 does not runs? on wasm|q4f16/);
+});
+
+test('downloads: parts, checks, resuming, with and without ranges', async () => {
+  const bytes = new Uint8Array(PART * 2 + 1000).map((_, i) => (i * 31) % 251);
+  const hash = (part) => createHash('sha256').update(part).digest('hex');
+  const parts = [0, 1, 2].map((i) => hash(bytes.subarray(i * PART, (i + 1) * PART)));
+  const file = { path: 'model/a.bin', bytes: bytes.length, sha256: hash(bytes), parts };
+  let mode = 'cut';
+  const seen = [];
+  const server = createServer((request, response) => {
+    seen.push(request.headers.range ?? null);
+    const from = Number(/bytes=(\d+)-/.exec(request.headers.range ?? '')?.[1] ?? 0);
+    if (mode === 'missing') { response.writeHead(404); response.end(); return; }
+    if (mode === 'cut') { response.writeHead(200); response.end(bytes.subarray(0, PART + 5)); return; }
+    if (mode === 'wrong') { response.writeHead(200); response.end(new Uint8Array(bytes.length)); return; }
+    if (mode === 'ranges') { response.writeHead(206, { 'content-range': `bytes ${from}-${bytes.length - 1}/${bytes.length}` }); response.end(bytes.subarray(from)); return; }
+    response.writeHead(200); response.end(bytes);
+  });
+  await new Promise((resolve) => { server.listen(0, '127.0.0.1', resolve); });
+  const base = `http://127.0.0.1:${server.address().port}/`;
+  try {
+    for (const later of ['ranges', 'whole']) {
+      const store = await new Store(base, [file]).open();
+      mode = 'cut';
+      await assert.rejects(store.fetch([file.path], () => {}), /bytes arrived/);
+      assert.equal(await store.have([file.path]), PART);
+      mode = 'missing';
+      await assert.rejects(store.fetch([file.path], () => {}), /answered 404/);
+      mode = later;
+      seen.length = 0;
+      const progress = [];
+      await store.fetch([file.path], ({ loaded, total }) => progress.push([loaded, total]));
+      assert.deepEqual(seen, [`bytes=${PART}-`]);
+      assert.deepEqual(progress.at(-1), [bytes.length, bytes.length]);
+      assert.deepEqual(new Uint8Array(await store.bytes(file.path)), bytes);
+      assert.deepEqual(new Uint8Array(await store.response(file.path).arrayBuffer()), bytes);
+    }
+    const store = await new Store(base, [file]).open();
+    mode = 'wrong';
+    await assert.rejects(store.fetch([file.path], () => {}), /checksum differs/);
+    const controller = new AbortController();
+    controller.abort(new Error('paused'));
+    mode = 'whole';
+    await assert.rejects(store.fetch([file.path], () => {}, controller.signal), /paused|abort/i);
+  } finally {
+    server.close();
+    server.closeAllConnections();
+  }
+});

@@ -1,0 +1,254 @@
+"""The deployed site: what is in it, how it is served, and what a real Chromium makes of it."""
+
+import http.client
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fgtune_helpers import deploy, export, node, ort, prompt
+from fgtune_helpers.base import resolve_base
+from fgtune_helpers.stage import project_root
+
+TOOLS = json.loads((project_root() / "examples" / "tools.json").read_text(encoding="utf-8"))[:3]
+QUERIES = ["What is 3 + 4?", "Weather in Paris, please", "find pictures of cats"]
+MAX_TOKENS = 48
+SCENARIOS = ("cold_warm_offline", "one_thread", "service_worker_isolates", "webgpu", "broken_downloads", "other_tools",
+             "hostile_tools", "grammar", "keyboard_and_access", "hundred_questions")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onnx")
+    export.export_onnx(resolve_base("tiny").path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("site") / "site"
+    deploy.build_site(model, "fp32", TOOLS, out, examples=QUERIES, max_tokens=MAX_TOKENS)
+    return out
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def test_the_site_is_whole_and_repeatable(model, site, tmp_path):
+    description = json.loads((site / "site.json").read_text())
+    files = {entry["path"]: entry for entry in description["files"]}
+    for path, entry in files.items():
+        data = (site / path).read_bytes()
+        assert len(data) == entry["bytes"] and deploy._file_entry(site, path) == entry
+    variant = description["variants"]["fp32"]
+    assert set(variant["files"]) | {variant["prefix"]} <= set(files)
+    for device in ("wasm", "webgpu"):
+        assert description["runtime"][device]["wasm"] in files
+    listed = set(files) | set(description["shell"])
+    there = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
+    assert there - listed == {
+        "site.json", "sw.js", "tools.json", "model/chat_template.jinja", "model/special_tokens_map.json",
+        "runtime/LICENSE-transformers.js.txt", "runtime/LICENSE-onnxruntime.txt",
+    }  # fmt: skip
+    config = json.loads((site / "model/config.json").read_text())
+    assert config["transformers.js_config"]["use_external_data_format"] == {"model.onnx": 1}
+    assert "chat_template" in json.loads((site / "model/tokenizer_config.json").read_text())
+    text = "".join((site / path).read_text() for path in description["shell"] if path.endswith((".html", ".css", ".js"))
+                   and not path.startswith("runtime/"))  # fmt: skip
+    assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text and "innerHTML" not in text
+    report = deploy.build_site(model, ["fp32"], TOOLS, tmp_path / "again", examples=QUERIES, max_tokens=MAX_TOKENS)
+    assert report.hash == description["hash"]
+    assert (tmp_path / "again/site.json").read_bytes() == (site / "site.json").read_bytes()
+    other = deploy.build_site(model, "fp32", TOOLS[:2], tmp_path / "again", prefix=False)
+    assert other.hash != report.hash and other.variants["fp32"]["prefix"] is None
+
+
+def test_the_baked_prefix_gives_the_same_tokens(model, site):
+    prompts = [prompt.render([{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": query}],
+                             TOOLS, add_generation_prompt=True) for query in QUERIES]  # fmt: skip
+    expected = ort.OrtGenerator(model, "fp32", max_tokens=16).generate_ids(prompts)
+    with node.NodeGenerator(site / "model", "fp32", max_tokens=16) as generator:
+        count = generator.use_prefix(site / "prefix/fp32.safetensors")
+        for text, ids in zip(prompts, expected, strict=True):
+            assert generator.generate_ids([text]) == [ids]
+            assert generator.stats[0]["reusedTokens"] == count
+        # other tools: only what the two prompts really share may be taken from the prefix
+        other = deploy._question(QUERIES[0], TOOLS[:2], prompt.TRIGGER)
+        assert generator.generate_ids([other]) == generator.generate_ids([other], share=False)
+        generator.use_prefix(site / "prefix/fp32.safetensors")
+        generator.generate_ids([other])
+        assert 0 < generator.stats[0]["reusedTokens"] < count
+    variant = json.loads((site / "site.json").read_text())["variants"]["fp32"]
+    assert variant["prefix_tokens"] == count > 100 and variant["prefix_dtype"] == "float16"
+
+
+def test_a_prefix_that_rounding_would_change_stays_exact(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(deploy, "_same_answers", lambda *_: False)
+    summary = deploy.bake_prefix(model, "fp32", TOOLS, prompt.TRIGGER, QUERIES, tmp_path / "p.safetensors", ["x"])
+    assert summary["dtype"] == "float32"
+    from safetensors.numpy import load_file
+
+    arrays = load_file(tmp_path / "p.safetensors")
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+    assert {array.shape[2] for array in arrays.values()} == {summary["tokens"]}
+
+
+def test_rounding_is_judged_by_the_answers(model):
+    generator = ort.OrtGenerator(model, "fp32", max_tokens=8)
+    ids = deploy.prefix_ids(generator.encode, TOOLS, prompt.TRIGGER)
+    _, past = generator.model.run(np.array([ids]), generator.model.empty())
+    exact = [value.numpy() for value in past]
+    asked = [deploy._question(query, TOOLS, prompt.TRIGGER) for query in QUERIES]
+    assert deploy._same_answers(generator, asked, len(ids), exact)
+    noise = np.random.default_rng(0)
+    spoiled = [array + noise.standard_normal(array.shape).astype(np.float32) for array in exact]
+    assert not deploy._same_answers(generator, asked, len(ids), spoiled)
+    assert not deploy._same_answers(generator, asked, len(ids), [array * np.inf for array in exact])
+
+
+def test_refusals_are_one_line(model, tmp_path):
+    for variants, words in (("q9", "unknown variant 'q9'"), ("q4", "does not exist"), ([], "no variant")):
+        with pytest.raises(deploy.DeployError, match=words):
+            deploy.build_site(model, variants, TOOLS, tmp_path / "out")
+    full = tmp_path / "mine"
+    full.mkdir()
+    (full / "thesis.txt").write_text("dear")
+    with pytest.raises(deploy.DeployError, match="not overwritten"):
+        deploy.build_site(model, "fp32", TOOLS, full)
+    with pytest.raises(prompt.SchemaError):
+        deploy.build_site(
+            model, "fp32", [{"name": "f", "parameters": {"type": ["x"]}}, {"name": "f"}], tmp_path / "out"
+        )
+    assert (full / "thesis.txt").read_text() == "dear" and sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
+
+
+# ---------------------------------------------------------------- serving
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "site").mkdir()
+    (folder / "secret.txt").write_text("secret")
+    (folder / "site/index.html").write_text("<p>hello")
+    (folder / "site/a.wasm").write_bytes(bytes(range(100)))
+    (folder / "site/.hidden").write_text("hidden")
+    (folder / "site/sub").mkdir()
+    (folder / "site/link").symlink_to(folder / "secret.txt")
+    with deploy.serving(folder / "site") as url:
+        yield url
+
+
+def get(url, path, method="GET", **headers):
+    connection = http.client.HTTPConnection(url.split("/")[2], timeout=10)
+    connection.request(method, path, headers=headers)
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    return response.status, dict(response.getheaders()), body
+
+
+def test_serving_headers_and_ranges(served):
+    status, headers, body = get(served, "/a.wasm")
+    assert (status, len(body), headers["Content-Type"]) == (200, 100, "application/wasm")
+    assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+    assert headers["X-Content-Type-Options"] == "nosniff" and "default-src 'none'" in headers["Content-Security-Policy"]
+    assert get(served, "/")[2] == b"<p>hello" and get(served, "/")[1]["Content-Type"].startswith("text/html")
+    status, headers, body = get(served, "/a.wasm", Range="bytes=90-")
+    assert (status, body, headers["Content-Range"]) == (206, bytes(range(90, 100)), "bytes 90-99/100")
+    assert get(served, "/a.wasm", Range="bytes=5-9")[2] == bytes(range(5, 10))
+    assert get(served, "/a.wasm", Range="bytes=-3")[2] == bytes(range(97, 100))
+    assert get(served, "/a.wasm", Range="bytes=100-")[0] == 416
+    assert get(served, "/a.wasm", method="HEAD")[1]["Content-Length"] == "100"
+
+
+@pytest.mark.parametrize("path", [
+    "/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt", "/sub/../../secret.txt", "//../secret.txt", "/link",
+    "/.hidden", "/%2ehidden", "/sub/", "/none", "/a.wasm%00.html", "/..\\secret.txt",
+])  # fmt: skip
+def test_nothing_outside_the_folder(served, path):
+    status, _, body = get(served, path)
+    assert status == 404 and body == b""
+
+
+def test_only_this_machine(served):
+    assert get(served, "/", Host="evil.example")[0] == 403
+    server = deploy.make_server(Path(__file__).parent.parent / "web")
+    try:
+        assert server.server_address[0] == "127.0.0.1"
+        with pytest.raises(deploy.DeployError, match="cannot be used"):
+            deploy.make_server(Path(__file__).parent.parent / "web", server.server_port)
+    finally:
+        server.server_close()
+    with pytest.raises(deploy.DeployError, match=r"holds no index\.html"):
+        deploy.make_server(Path(__file__).parent / "data")
+
+
+def test_without_isolation_the_two_headers_are_left_out(site):
+    with deploy.serving(site, isolated=False) as url:
+        assert "Cross-Origin-Opener-Policy" not in get(url, "/")[1]
+
+
+# ---------------------------------------------------------------- a real browser
+
+
+def test_a_missing_browser_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("FGTUNE_CHROMIUM", str(tmp_path / "none"))
+    with pytest.raises(node.ToolMissing, match="FGTUNE_CHROMIUM"):
+        deploy.find_chromium()
+    monkeypatch.delenv("FGTUNE_CHROMIUM")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(deploy, "MAC_BROWSERS", ())
+    with pytest.raises(node.ToolMissing, match="no Chromium-based browser"):
+        deploy.find_chromium()
+
+
+@pytest.fixture(scope="module")
+def scenarios(site):
+    """Every scenario of tests/browser/scenarios.mjs, run once."""
+    from fgtune_helpers.node import find_package
+
+    with deploy.serving(site) as isolated, deploy.serving(site, isolated=False) as plain:
+        job = deploy.browser_job(
+            isolated=isolated, plain=plain, queries=QUERIES, names=list(SCENARIOS), maxTokens=MAX_TOKENS,
+            axe=str(find_package("axe-core") / "axe.min.js"), wasm=str(site / "runtime/ort-wasm-simd-threaded.wasm"),
+            timeout=float(os.environ.get("FGTUNE_BROWSER_TIMEOUT", 90)) * 1000,
+        )  # fmt: skip
+        answers = deploy.run_browser(job, Path(__file__).parent / "browser" / "scenarios.mjs")
+    return {answer["name"]: answer for answer in answers if "name" in answer}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_in_chromium(scenarios, name):
+    assert scenarios[name]["ok"], scenarios[name]["detail"]
+
+
+@pytest.mark.browser
+def test_every_device_gives_the_tokens_of_node(scenarios, site):
+    cold, changed = scenarios["cold_warm_offline"], scenarios["other_tools"]
+    with node.NodeGenerator(site / "model", "fp32", max_tokens=MAX_TOKENS) as generator:
+        assert cold["ids"] == generator.generate_ids(cold["prompts"])
+        assert changed["ids"] == generator.generate_ids(changed["prompts"])
+    assert scenarios["one_thread"]["ids"] == cold["ids"][:1]
+    assert scenarios["webgpu"]["ids"] == [cold["ids"][0][:4]]
+    for text, query in zip(cold["prompts"], QUERIES, strict=True):
+        messages = [{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": query}]
+        assert text == prompt.render(messages, TOOLS, add_generation_prompt=True)
+
+
+@pytest.mark.browser
+def test_try_in_browser_asks_through_the_page(site, tmp_path):
+    rows = deploy.try_in_browser(
+        site, [{"userQuery": QUERIES[0]}], constrained="call", screenshots=tmp_path, timeout=90
+    )
+    assert [row["query"] for row in rows] == QUERIES[:1]
+    assert rows[0]["calls"] and rows[0]["error"] is None and rows[0]["ttft"] > 0
+    assert rows[0]["page"]["prefix"] == "shipped" and rows[0]["page"]["complaints"] == []
+    assert rows[0]["reused_tokens"] == rows[0]["page"]["prefixTokens"]
+    assert {Path(path).name for path in rows[0]["screenshots"]} == {"before.png", "answer.png", "dark.png", "phone.png"}
+    with pytest.raises(deploy.DeployError, match="no case"):
+        deploy.try_in_browser(site, [])

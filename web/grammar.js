@@ -1,0 +1,520 @@
+/**
+ * Constrained calls: a grammar made from tool definitions, and a logits processor that lets only its tokens through.
+ *
+ * The grammar is a finite automaton over UTF-8 bytes and control tokens (which are one symbol each). It is made
+ * deterministic while it is used; for each state the allowed tokens are found by one walk over the sorted vocabulary
+ * and kept. Every state knows the fewest symbols to a proper end, so that an answer closes before the token limit.
+ */
+
+/** Whole control tokens; texts must not contain them, not even spelled out in ordinary characters. */
+const CONTROL = /^<(?:pad|eos|bos|unk|mask|escape|image_soft_token|unused[0-9]+|(?:start|end)_(?:function_declaration|function_call|function_response|of_turn|of_image))>$/;
+const CONTROL_WORDS = [
+  'pad', 'eos', 'bos', 'unk', 'mask', 'escape', 'image_soft_token',
+  ...['function_declaration', 'function_call', 'function_response', 'of_turn', 'of_image'].flatMap((word) => [`start_${word}`, `end_${word}`]),
+];
+const MAX_DEPTH = 16;
+const DIGITS = 15; // the longest integers that are exact in JavaScript and in Python alike
+const encoder = new TextEncoder();
+
+/** A tool that no grammar can be made for. */
+export class GrammarError extends Error {
+  name = 'GrammarError';
+}
+
+// ---------------------------------------------------------------- the automaton, not yet deterministic
+
+class Automaton {
+  constructor() {
+    this.bytes = []; // per state: [low, high, target] …
+    this.tokens = []; // per state: [name of the control token, target] …
+    this.empty = []; // per state: targets reached without reading
+    this.label = []; // states with the same label allow the same tokens
+  }
+
+  state(label = null) {
+    this.bytes.push([]);
+    this.tokens.push([]);
+    this.empty.push([]);
+    this.label.push(label);
+    return this.bytes.length - 1;
+  }
+
+  range(from, low, high, to) {
+    this.bytes[from].push([low, high, to]);
+    return to;
+  }
+
+  literal(from, text) {
+    let at = from;
+    for (const byte of encoder.encode(text)) at = this.range(at, byte, byte, this.state());
+    return at;
+  }
+
+  token(from, name, to = this.state()) {
+    this.tokens[from].push([name, to]);
+    return to;
+  }
+
+  skip(from, to) {
+    this.empty[from].push(to);
+    return to;
+  }
+
+  /**
+   * Any text without a control token in it, spelled or not. Returns [entry, ends]: the text may end at each of `ends`.
+   * The states follow how much of a control token's spelling has been read; multi-byte characters must be whole.
+   */
+  content(kind) {
+    const root = this.state(`${kind}:root`);
+    const ends = [root];
+    const nodes = new Map([['', root]]);
+    const node = (spelled) => {
+      if (!nodes.has(spelled)) {
+        nodes.set(spelled, this.state(`${kind}:${spelled}`));
+        ends.push(nodes.get(spelled));
+      }
+      return nodes.get(spelled);
+    };
+    const spellings = CONTROL_WORDS.map((word) => `<${word}`);
+    for (const spelled of spellings) for (let i = 1; i <= spelled.length; i += 1) node(spelled.slice(0, i));
+    for (let i = 1; i <= '<unused'.length; i += 1) node('<unused'.slice(0, i));
+    node('<unused0');
+    const tails = [1, 2, 3].map((n) => this.state(`${kind}:tail${n}`));
+    const tail = (n) => tails[n - 1];
+    this.range(tail(1), 0x80, 0xbf, root);
+    this.range(tail(2), 0x80, 0xbf, tail(1));
+    this.range(tail(3), 0x80, 0xbf, tail(2));
+    const special = [[0xa0, 0xbf, 1], [0x80, 0x9f, 1], [0x90, 0xbf, 2], [0x80, 0x8f, 2]].map(([low, high, n], i) => {
+      const state = this.state(`${kind}:first${i}`);
+      this.range(state, low, high, tail(n));
+      return state;
+    });
+    const closing = new Set(spellings);
+    const follow = (spelled, char) => {
+      if (char === '<') return nodes.get('<');
+      if (!spelled) return root;
+      if (char === '>' && (closing.has(spelled) || spelled === '<unused0')) return undefined; // it would complete one
+      if (char >= '0' && char <= '9' && spelled.startsWith('<unused')) return nodes.get('<unused0');
+      return nodes.get(spelled + char) ?? root;
+    };
+    for (const [spelled, from] of nodes) {
+      let low = 0; // runs of bytes that lead to the same state become one range
+      let before;
+      for (let byte = 0; byte <= 0x80; byte += 1) {
+        const to = byte < 0x80 ? follow(spelled, String.fromCharCode(byte)) : undefined;
+        if (to === before) continue;
+        if (before !== undefined) this.range(from, low, byte - 1, before);
+        [low, before] = [byte, to];
+      }
+      this.range(from, 0xc2, 0xdf, tail(1));
+      this.range(from, 0xe0, 0xe0, special[0]);
+      this.range(from, 0xe1, 0xec, tail(2));
+      this.range(from, 0xed, 0xed, special[1]);
+      this.range(from, 0xee, 0xef, tail(2));
+      this.range(from, 0xf0, 0xf0, special[2]);
+      this.range(from, 0xf1, 0xf3, tail(3));
+      this.range(from, 0xf4, 0xf4, special[3]);
+    }
+    return [root, ends];
+  }
+
+  /** `count` digits at most; returns the states where a number may end. */
+  digits(from, count, firstLow = 0x30) {
+    const ends = [];
+    let at = from;
+    for (let i = 0; i < count; i += 1) {
+      at = this.range(at, i ? 0x30 : firstLow, 0x39, this.state());
+      ends.push(at);
+    }
+    return ends;
+  }
+
+  number(from, integer) {
+    const end = this.state();
+    const signed = this.state();
+    this.range(from, 0x2d, 0x2d, signed);
+    const whole = this.state();
+    for (const start of [from, signed]) {
+      this.range(start, 0x30, 0x30, whole);
+      for (const state of this.digits(start, DIGITS, 0x31)) this.skip(state, whole);
+    }
+    this.skip(whole, end);
+    if (!integer) {
+      const point = this.range(whole, 0x2e, 0x2e, this.state());
+      for (const state of this.digits(point, DIGITS)) this.skip(state, end);
+    }
+    return end;
+  }
+
+  string(from) {
+    const [entry, ends] = this.content('string');
+    this.token(from, '<escape>', entry);
+    const end = this.state();
+    for (const state of ends) this.token(state, '<escape>', end);
+    return end;
+  }
+
+  value(from, schema, depth) {
+    if (depth > MAX_DEPTH) throw new GrammarError(`a schema nests deeper than ${MAX_DEPTH} levels`);
+    const end = this.state();
+    if (schema.enum?.length) {
+      for (const item of schema.enum) {
+        if (typeof item === 'string') this.skip(this.token(this.literal(this.token(from, '<escape>'), item), '<escape>'), end);
+        else if (typeof item === 'number' || typeof item === 'boolean') this.skip(this.literal(from, String(item)), end);
+      }
+      if (!this.tokens[from].length && !this.bytes[from].length) throw new GrammarError('an enum holds nothing that the format can carry');
+      return end;
+    }
+    const type = String(schema.type ?? (schema.properties ? 'object' : 'any')).toLowerCase();
+    const known = ['string', 'integer', 'number', 'boolean', 'array', 'object', 'any'];
+    if (!known.includes(type)) throw new GrammarError(`the type ${type} is not known`);
+    if (type === 'string' || type === 'any') this.skip(this.string(from), end);
+    if (type === 'integer') this.skip(this.number(from, true), end);
+    if (type === 'number' || type === 'any') this.skip(this.number(from, false), end);
+    if (type === 'boolean' || type === 'any') for (const word of ['true', 'false']) this.skip(this.literal(from, word), end);
+    if (type === 'array') {
+      const open = this.literal(from, '[');
+      const item = this.state();
+      const done = this.value(item, schema.items ?? {}, depth + 1);
+      this.skip(open, item);
+      this.skip(this.literal(done, ','), item);
+      for (const state of schema.minItems > 0 ? [done] : [open, done]) this.skip(this.literal(state, ']'), end);
+    }
+    if (type === 'object') this.skip(this.object(from, schema, depth), end);
+    return end;
+  }
+
+  /** Arguments in the order of the format: sorted without regard to case; optional ones may be left out. */
+  object(from, schema, depth) {
+    const properties = Object.entries(schema.properties ?? {}).map(([key, part]) => [key.toLowerCase(), key, part]);
+    properties.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
+    const required = new Set(schema.required ?? []);
+    const end = this.state();
+    let first = this.literal(from, '{'); // nothing written yet
+    if (!properties.length) {
+      // Anything goes here, but a key must not come twice: none or one entry is what an automaton can promise.
+      this.skip(this.literal(first, '}'), end);
+      if (schema.free !== false && depth > 0) {
+        const key = this.state();
+        for (const [low, high] of [[0x61, 0x7a], [0x41, 0x5a], [0x5f, 0x5f]]) {
+          this.range(first, low, high, key);
+          this.range(key, low, high, key);
+        }
+        this.range(key, 0x30, 0x39, key);
+        this.skip(this.literal(this.value(this.literal(key, ':'), {}, depth + 1), '}'), end);
+      }
+      return end;
+    }
+    let later = null; // something written: a comma comes before the next
+    for (const [, key, part] of properties) {
+      const entry = this.state();
+      if (first !== null) this.skip(first, entry);
+      if (later !== null) this.skip(this.literal(later, ','), entry);
+      const done = this.value(this.literal(entry, `${key}:`), part, depth + 1);
+      const after = this.state();
+      this.skip(done, after);
+      if (required.has(key)) first = null;
+      else if (later !== null) this.skip(later, after);
+      later = after;
+    }
+    for (const state of [first, later]) if (state !== null) this.skip(this.literal(state, '}'), end);
+    return end;
+  }
+}
+
+/**
+ * The grammar of answers about `tools`.
+ * @param {object[]} tools definitions, with or without the `function` wrapper
+ * @param {{text?: boolean, calls?: boolean, parallel?: boolean}} [options] free text allowed, calls allowed, several calls
+ * @returns {Grammar}
+ */
+export function compileGrammar(tools, { text = true, calls = true, parallel = true } = {}) {
+  const made = new Automaton();
+  const start = made.state();
+  const accept = made.state();
+  if (calls) {
+    if (!tools.length) throw new GrammarError('no tool to call');
+    const next = made.state();
+    for (const entry of tools) {
+      const { name, parameters } = entry.function ?? entry;
+      const open = made.literal(made.token(start, '<start_function_call>'), `call:${name}`);
+      const close = made.object(open, { ...parameters, free: false }, 0);
+      made.token(close, '<end_function_call>', next);
+    }
+    made.token(next, '<start_function_response>', accept);
+    if (parallel) {
+      // the same calls again: from `next`, a control token leads where it leads from `start`
+      for (const [name, to] of made.tokens[start]) made.token(next, name, to);
+    }
+  }
+  if (text) {
+    const [entry, ends] = made.content('text');
+    const begin = made.state('text:begin'); // at least one character
+    for (const edge of made.bytes[entry]) made.bytes[begin].push(edge);
+    made.skip(start, begin);
+    for (const state of ends) for (const name of ['<end_of_turn>', '<eos>']) made.token(state, name, accept);
+  }
+  return new Grammar(made, start, accept);
+}
+
+/** A grammar, made deterministic state by state as it is used. */
+export class Grammar {
+  constructor(automaton, start, accept) {
+    this.automaton = automaton;
+    this.accept = accept;
+    this.distance = fewest(automaton, accept);
+    this.states = [];
+    this.byKey = new Map();
+    this.start = this.#intern([start]);
+  }
+
+  #intern(seeds) {
+    const { empty } = this.automaton;
+    const set = new Set(seeds);
+    for (const state of set) for (const to of empty[state]) set.add(to);
+    const list = [...set].filter((state) => this.distance[state] < Infinity).sort((a, b) => a - b);
+    if (!list.length) return -1;
+    const key = list.join();
+    if (!this.byKey.has(key)) {
+      const labels = list.map((state) => this.automaton.label[state]);
+      this.byKey.set(key, this.states.length);
+      this.states.push({
+        list,
+        next: new Int32Array(256).fill(-2),
+        distance: Math.min(...list.map((state) => this.distance[state])),
+        label: list.length === 1 ? labels[0] : null,
+      });
+    }
+    return this.byKey.get(key);
+  }
+
+  /** The state after one byte; -1 when it does not fit. */
+  step(state, byte) {
+    const { next, list } = this.states[state];
+    if (next[byte] !== -2) return next[byte];
+    const targets = [];
+    for (const from of list) for (const [low, high, to] of this.automaton.bytes[from]) if (byte >= low && byte <= high) targets.push(to);
+    next[byte] = targets.length ? this.#intern(targets) : -1;
+    return next[byte];
+  }
+
+  /** Control tokens that fit, with the state after each: `[[name, state], …]`. */
+  controls(state) {
+    const entry = this.states[state];
+    if (!entry.controls) {
+      const targets = new Map();
+      for (const from of entry.list) for (const [name, to] of this.automaton.tokens[from]) targets.set(name, [...(targets.get(name) ?? []), to]);
+      entry.controls = [...targets].map(([name, to]) => [name, this.#intern(to)]);
+    }
+    return entry.controls;
+  }
+}
+
+/** For each state the fewest symbols to the end. */
+function fewest({ bytes, tokens, empty }, accept) {
+  const back = bytes.map(() => []);
+  bytes.forEach((edges, from) => edges.forEach(([, , to]) => back[to].push([from, 1])));
+  tokens.forEach((edges, from) => edges.forEach(([, to]) => back[to].push([from, 1])));
+  empty.forEach((edges, from) => edges.forEach((to) => back[to].push([from, 0])));
+  const distance = new Array(bytes.length).fill(Infinity);
+  distance[accept] = 0;
+  let ring = [accept];
+  for (let d = 0; ring.length; d += 1) {
+    const further = [];
+    for (let i = 0; i < ring.length; i += 1) {
+      if (distance[ring[i]] !== d) continue;
+      for (const [from, cost] of back[ring[i]]) {
+        if (distance[from] <= d + cost) continue;
+        distance[from] = d + cost;
+        (cost ? further : ring).push(from);
+      }
+    }
+    ring = further;
+  }
+  return distance;
+}
+
+// ---------------------------------------------------------------- the vocabulary
+
+/**
+ * A vocabulary, sorted by bytes: `{ids, bytes, offsets, shared, control, size}`; `shared[i]` is how many leading bytes
+ * entry i has in common with the one before it, `control` maps names of control tokens to ids.
+ */
+export function sortVocabulary(entries) {
+  const control = new Map();
+  const idsOf = new Map(); // bytes (as a string of characters below 256) -> ids
+  let size = 0;
+  let count = 0;
+  let total = 0;
+  for (const [token, id] of entries) {
+    size = Math.max(size, id + 1);
+    if (token.length === 0) continue;
+    if (token[0] === '<' && CONTROL.test(token)) {
+      control.set(token, id);
+      continue;
+    }
+    const byte = token.length === 6 && /^<0x([0-9A-F]{2})>$/.exec(token);
+    const text = token.replaceAll('\u2581', ' ');
+    const key = byte ? String.fromCharCode(parseInt(byte[1], 16)) : /^[\0-\x7f]*$/.test(text) ? text : String.fromCharCode(...encoder.encode(text));
+    if (idsOf.has(key)) idsOf.get(key).push(id);
+    else idsOf.set(key, [id]);
+    count += 1;
+    total += key.length;
+  }
+  const made = {
+    ids: new Int32Array(count), bytes: new Uint8Array(0), offsets: new Int32Array(count + 1),
+    shared: new Uint16Array(count), control, size, longest: 0, position: new Int32Array(size).fill(-1),
+  };
+  const bytes = new Uint8Array(total);
+  let at = 0;
+  let i = 0;
+  let before = '';
+  for (const key of [...idsOf.keys()].sort()) {
+    for (const id of idsOf.get(key)) {
+      made.ids[i] = id;
+      made.offsets[i] = at;
+      made.position[id] = i;
+      const most = Math.min(key.length, before.length);
+      let same = 0;
+      while (same < most && key.charCodeAt(same) === before.charCodeAt(same)) same += 1;
+      made.shared[i] = same;
+      for (let k = 0; k < key.length; k += 1) bytes[at + k] = key.charCodeAt(k);
+      at += key.length;
+      made.longest = Math.max(made.longest, key.length);
+      before = key;
+      i += 1;
+    }
+  }
+  made.offsets[count] = at;
+  made.bytes = bytes;
+  return made;
+}
+
+/** The sorted vocabulary of a transformers.js tokenizer. */
+export function vocabularyOf(tokenizer) {
+  const vocabulary = tokenizer.get_vocab();
+  return sortVocabulary(vocabulary instanceof Map ? vocabulary : Object.entries(vocabulary));
+}
+
+// ---------------------------------------------------------------- the logits processor
+
+/** Lets through only tokens that the grammar allows. One for each answer, or `start` again. */
+export class GrammarProcessor {
+  constructor(grammar, vocabulary) {
+    this.grammar = grammar;
+    this.vocabulary = vocabulary;
+    this.masks = grammar.masks ??= new Map(); // kept for all answers: label or state -> mask
+    this.names = new Map([...vocabulary.control].map(([name, id]) => [id, name]));
+    this.start(0);
+  }
+
+  /** Begin an answer after `promptLength` tokens; it will end within `maxTokens`. */
+  start(promptLength, maxTokens = Infinity) {
+    this.state = this.grammar.start;
+    this.seen = promptLength;
+    this.left = maxTokens;
+    this.spent = 0;
+    this.steps = 0;
+    this.slowest = 0;
+  }
+
+  /** The state after a token; -1 when it does not fit. */
+  after(state, id) {
+    const { position, offsets, bytes } = this.vocabulary;
+    const name = this.names.get(id);
+    if (name !== undefined) return this.grammar.controls(state).find(([token]) => token === name)?.[1] ?? -1;
+    const i = position[id] ?? -1;
+    if (i < 0) return -1;
+    let at = state;
+    for (let k = offsets[i]; k < offsets[i + 1] && at >= 0; k += 1) at = this.grammar.step(at, bytes[k]);
+    return at;
+  }
+
+  /** Allowed tokens of a state: `{ids, longer, blocked, most}`; `longer[i]` is how much further from the end token i leads. */
+  mask(state) {
+    const { label } = this.grammar.states[state];
+    const key = label ?? state;
+    const kept = this.masks.get(key);
+    if (kept) return kept;
+    const { grammar, vocabulary: { ids, bytes, offsets, shared, longest, control, size } } = this;
+    const own = grammar.states[state].distance;
+    const found = [];
+    const longer = [];
+    const stack = new Int32Array(longest + 1);
+    stack[0] = state;
+    let good = 0; // stack[0…good] belong to bytes of the token before
+    for (let i = 0; i < ids.length; i += 1) {
+      if (shared[i] > good) continue; // it begins with something that did not fit
+      const length = offsets[i + 1] - offsets[i];
+      let k = shared[i];
+      let at = stack[k];
+      for (; k < length; k += 1) {
+        at = grammar.step(at, bytes[offsets[i] + k]);
+        if (at < 0) break;
+        stack[k + 1] = at;
+      }
+      good = k;
+      if (k === length) {
+        found.push(ids[i]);
+        longer.push(grammar.states[at].distance - own);
+      }
+    }
+    for (const [name, to] of grammar.controls(state)) {
+      if (!control.has(name)) continue;
+      found.push(control.get(name));
+      longer.push((to < 0 ? 0 : grammar.states[to].distance) - own);
+    }
+    const mask = { ids: Int32Array.from(found), longer: Int16Array.from(longer), most: longer.reduce((a, b) => Math.max(a, b), -Infinity), blocked: null };
+    if (found.length > size / 2) {
+      const allowed = new Uint8Array(size);
+      for (const id of found) allowed[id] = 1;
+      mask.blocked = Int32Array.from({ length: size }, (_, id) => id).filter((id) => !allowed[id]);
+    }
+    this.masks.set(key, mask);
+    return mask;
+  }
+
+  /** Follow the tokens that came since the last call, then block what does not fit. Called by transformers.js. */
+  apply(inputIds, logits) {
+    const begin = performance.now();
+    const row = inputIds[0];
+    for (; this.seen < row.length; this.seen += 1) {
+      const id = Number(row[this.seen]);
+      const next = this.after(this.state, id);
+      if (next < 0) throw new GrammarError(`token ${id} does not fit the grammar`);
+      this.state = next;
+      this.left -= 1;
+    }
+    this.filter(logits.data);
+    const took = performance.now() - begin;
+    this.spent += took;
+    this.slowest = Math.max(this.slowest, took);
+    this.steps += 1;
+    return logits;
+  }
+
+  /** Set all scores that do not fit to -Infinity. */
+  filter(scores) {
+    const { ids, longer, most, blocked } = this.mask(this.state);
+    // After this token, `left - 1` remain: the end must be reachable with them.
+    const room = this.left - 1 - this.grammar.states[this.state].distance;
+    const tight = most > room;
+    const shortest = tight ? longer.reduce((a, b) => Math.min(a, b), Infinity) : 0;
+    const limit = tight ? Math.max(room, shortest) : Infinity;
+    if (blocked) {
+      for (let i = 0; i < blocked.length; i += 1) scores[blocked[i]] = -Infinity;
+      for (let id = this.vocabulary.size; id < scores.length; id += 1) scores[id] = -Infinity;
+      if (tight) for (let i = 0; i < ids.length; i += 1) if (longer[i] > limit) scores[ids[i]] = -Infinity;
+      return;
+    }
+    const kept = new Float32Array(ids.length);
+    for (let i = 0; i < ids.length; i += 1) kept[i] = scores[ids[i]];
+    scores.fill(-Infinity);
+    for (let i = 0; i < ids.length; i += 1) if (longer[i] <= limit && ids[i] < scores.length) scores[ids[i]] = kept[i];
+  }
+
+  /** What it cost: `{msPerToken, slowestMs, tokens, states}`. */
+  cost() {
+    return { msPerToken: this.spent / Math.max(this.steps, 1), slowestMs: this.slowest, tokens: this.steps, states: this.grammar.states.length };
+  }
+}

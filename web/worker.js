@@ -1,0 +1,244 @@
+/**
+ * Runs the model away from the page. Spoken to by `index.js` only:
+ * `{id, op, ...}` in; `{id, type: 'progress' | 'step' | 'ids' | 'done' | 'error', ...}` out.
+ */
+import { candidates, inspectBrowser } from './device.js';
+import { Stopped, TRIGGER, loadEngine, readSafetensors, writeSafetensors } from './engine.js';
+import { compileGrammar, GrammarProcessor, vocabularyOf } from './grammar.js';
+import { Store, sha256 } from './store.js';
+
+let site = null;
+let store = null;
+let engine = null;
+let tools = [];
+let grammars = new Map();
+let vocabulary = null;
+const running = new Map(); // id -> AbortController
+
+async function open(base) {
+  if (site?.base === base) return;
+  let response;
+  try {
+    response = await fetch(`${base}site.json`, { cache: 'no-cache' });
+  } catch {
+    throw new Error('site.json cannot be fetched: is the network there?');
+  }
+  if (!response.ok) throw new Error(`site.json: the server answered ${response.status}`);
+  site = { ...(await response.json()), base };
+  store = await new Store(base, site.files).open();
+}
+
+const operations = {
+  /** What could be loaded, and what of it is here already. */
+  async inspect({ base, wish }) {
+    await open(base);
+    const browser = await inspectBrowser();
+    const choices = {};
+    for (const device of ['auto', 'webgpu', 'wasm']) {
+      try {
+        choices[device] = await Promise.all(candidates(browser, site.variants, { ...wish, device }).map(describe));
+      } catch (error) {
+        choices[device] = { error: error.message };
+      }
+    }
+    const room = await navigator.storage?.estimate?.().catch(() => null);
+    return { site: shown(), browser, choices, room: room ? room.quota - room.usage : null, lasting: store.cache !== null };
+  },
+
+  async load({ base, wish, usePrefix = true }, id, signal) {
+    await open(base);
+    await engine?.dispose();
+    engine = null;
+    const started = performance.now();
+    const browser = await inspectBrowser();
+    const tries = candidates(browser, site.variants, wish);
+    const failures = [];
+    for (const candidate of tries) {
+      try {
+        return await start(candidate, failures, usePrefix, id, signal, started);
+      } catch (error) {
+        if (signal.aborted || error.name === 'DownloadError' || candidate === tries.at(-1)) throw error;
+        failures.push(`${candidate.device} failed: ${firstLine(error)}`);
+        post(id, { type: 'step', step: `${candidate.device} failed, trying the next device` });
+      }
+    }
+    return null;
+  },
+
+  async generate({ messages, withTools = true, prompt = null, maxTokens, constrained = false }, id, signal) {
+    if (!engine) throw new Error('no model is loaded');
+    const text = prompt ?? engine.render(messages, withTools ? tools : null);
+    const grammar = constrained ? processor(constrained) : null;
+    const answer = await engine.generateIds(engine.encodeNext(text), {
+      maxTokens: maxTokens ?? site.max_tokens ?? 256,
+      signal,
+      grammar,
+      onIds: (ids) => post(id, { type: 'ids', text: engine.decode(ids), count: ids.length }),
+    });
+    if (grammar) answer.stats.grammar = grammar.cost();
+    return { ...answer, text: engine.decode(answer.ids), prompt: text };
+  },
+
+  async clear({ base }) {
+    await open(base);
+    return store.clear();
+  },
+
+  async dispose() {
+    await engine?.dispose();
+    engine = null;
+  },
+};
+
+/** Paths that a candidate needs. */
+function needs({ variant, device }) {
+  const { files, prefix } = site.variants[variant];
+  const runtime = site.runtime[device].wasm;
+  return [runtime, ...files, ...(prefix ? [prefix] : [])];
+}
+
+async function describe(candidate) {
+  const paths = needs(candidate);
+  const bytes = paths.reduce((sum, path) => sum + store.files.get(path).bytes, 0);
+  return { ...candidate, bytes, have: await store.have(paths), files: paths.length };
+}
+
+function shown() {
+  const { base, ...rest } = site;
+  return rest;
+}
+
+async function start(candidate, failures, usePrefix, id, signal, started) {
+  const paths = needs(candidate).filter((path) => usePrefix || path !== site.variants[candidate.variant].prefix);
+  const have = await store.have(paths);
+  await store.fetch(paths, (progress) => post(id, { type: 'progress', ...progress, candidate }), signal);
+  const downloaded = performance.now();
+  const transformers = await runtime(candidate);
+  engine = await loadEngine(transformers, {
+    name: site.model,
+    load: site.variants[candidate.variant].load,
+    device: candidate.device,
+    onStep: (step) => post(id, { type: 'step', step }),
+  });
+  if (signal.aborted) throw signal.reason;
+  tools = site.tools;
+  grammars = new Map();
+  vocabulary = null;
+  if (candidate.device === 'webgpu') {
+    post(id, { type: 'step', step: 'compiling for the graphics card' });
+    await engine.generateIds(engine.encode('<bos>a'), { maxTokens: 2, signal });
+    engine.last = null;
+  }
+  const loaded = performance.now();
+  const prefix = usePrefix ? await readyPrefix(candidate, id, signal) : 'off';
+  store.release();
+  await store.sweep([prefixName(candidate, await prefixHash(candidate))]);
+  return {
+    ...candidate,
+    why: [candidate.why, ...failures].filter(Boolean).join('; '),
+    prefix,
+    prefixTokens: engine.stored?.ids.length ?? 0,
+    bytes: paths.reduce((sum, path) => sum + store.files.get(path).bytes, 0),
+    fromCache: have,
+    kept: store.kept,
+    seconds: {
+      download: (downloaded - started) / 1000,
+      start: (loaded - downloaded) / 1000,
+      prefix: (performance.now() - loaded) / 1000,
+    },
+    transformers: transformers.env.version,
+  };
+}
+
+let runtimeModule = null;
+
+/** transformers.js from the site itself, set up to read from the store and nowhere else. */
+async function runtime({ device, threads }) {
+  runtimeModule ??= await import(new URL(site.runtime.module, site.base).href);
+  const { env } = runtimeModule;
+  env.allowRemoteModels = false;
+  env.allowLocalModels = true;
+  env.localModelPath = site.base;
+  env.useBrowserCache = false;
+  env.useWasmCache = false;
+  env.useCustomCache = true;
+  env.customCache = {
+    async match(request) {
+      const url = new URL(typeof request === 'string' ? request : request.url, site.base).href;
+      const path = url.startsWith(site.base) ? url.slice(site.base.length) : null;
+      return path !== null && store.files.has(path) ? store.response(path) : undefined;
+    },
+    async put() {},
+  };
+  const { mjs, wasm } = site.runtime[device];
+  const options = env.backends.onnx.wasm;
+  options.wasmPaths = { mjs: new URL(mjs, site.base).href, wasm: new URL(wasm, site.base).href };
+  options.wasmBinary = await store.bytes(wasm);
+  options.numThreads = threads;
+  options.proxy = false;
+  return runtimeModule;
+}
+
+/** What the keys and values of the prefix depend on: the model's files and the tokens. Same as in deploy.py. */
+async function prefixHash({ variant }) {
+  const { weights } = site.variants[variant];
+  const ids = engine.prefixIds(tools, site.trigger ?? TRIGGER);
+  const text = [...weights.map((path) => store.files.get(path).sha256), ids.join(',')].join('\n');
+  return (await sha256(new TextEncoder().encode(text))) ?? text;
+}
+
+const prefixName = ({ variant, device }, hash) => `own-prefix-${variant}-${device}-${hash.slice(0, 32)}`;
+
+/** The shipped cache when it belongs to this model and these tools, else one from an earlier visit, else a new one. */
+async function readyPrefix(candidate, id, signal) {
+  const hash = await prefixHash(candidate);
+  const path = site.variants[candidate.variant].prefix;
+  if (path) {
+    const { metadata, tensors } = readSafetensors(await store.bytes(path));
+    if (metadata.hash === hash) {
+      engine.setPrefix({ ids: JSON.parse(metadata.ids), tensors });
+      return 'shipped';
+    }
+  }
+  const name = prefixName(candidate, hash);
+  const own = await store.recall(name);
+  if (own) {
+    const { metadata, tensors } = readSafetensors(own);
+    engine.setPrefix({ ids: JSON.parse(metadata.ids), tensors });
+    return 'kept';
+  }
+  post(id, { type: 'step', step: 'reading the tools once (kept for the next visit)' });
+  const ids = engine.prefixIds(tools, site.trigger ?? TRIGGER);
+  await engine.prefill(ids, { signal });
+  const tensors = Object.fromEntries(Object.entries(engine.stored.tensors).map(([key, { dims, data }]) => [key, { dims, data }]));
+  await store.remember(name, writeSafetensors(tensors, { hash, ids: JSON.stringify(ids) }));
+  return 'computed';
+}
+
+/** A logits processor for the tools; `mode` 'call' allows only calls, anything else true calls or text. */
+function processor(mode) {
+  vocabulary ??= vocabularyOf(engine.tokenizer);
+  const text = mode !== 'call';
+  if (!grammars.has(text)) grammars.set(text, compileGrammar(tools, { text }));
+  return new GrammarProcessor(grammars.get(text), vocabulary);
+}
+
+const post = (id, message) => self.postMessage({ id, ...message });
+const firstLine = (error) => String(error?.message ?? error).split('\n')[0].slice(0, 300);
+
+self.onmessage = async ({ data: { id, op, ...rest } }) => {
+  if (op === 'stop') {
+    running.get(rest.target)?.abort(new Stopped());
+    return;
+  }
+  const controller = new AbortController();
+  running.set(id, controller);
+  try {
+    post(id, { type: 'done', value: await operations[op](rest, id, controller.signal) });
+  } catch (error) {
+    const name = controller.signal.aborted ? 'AbortError' : error?.name ?? 'Error';
+    post(id, { type: 'error', name, message: firstLine(error), retry: error?.retry });
+  } finally {
+    running.delete(id);
+  }
+};
