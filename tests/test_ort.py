@@ -1,0 +1,153 @@
+"""Generation on onnxruntime: the same answers whatever is shared or batched."""
+
+import numpy as np
+import pytest
+from test_export import make_model
+
+from fgtune_helpers.export import export_onnx
+from fgtune_helpers.ort import OrtError, OrtGenerator, OrtModel, shared_prefix
+
+PREFIX = "<bos><start_of_turn>developer\nYou can call functions: weather, timer, lights.<end_of_turn>\n"
+PROMPTS = [
+    PREFIX + f"<start_of_turn>user\n{text}<end_of_turn>\n<start_of_turn>model\n"
+    for text in ("weather in Oslo", "set a timer for nine minutes please", "x", "lights", "weather in Osaka now")
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    base = tmp_path_factory.mktemp("ort")
+    export_onnx(make_model(base / "fused", seed=3), base / "onnx", max_positions=400)
+    return base / "onnx"
+
+
+def by_hand(folder, prompt: str, count: int) -> list[int]:
+    """Greedy decoding without any cache."""
+    generator = OrtGenerator(folder)
+    ids, model = generator.encode(prompt), OrtModel(folder / "onnx" / "model.onnx")
+    new = []
+    while len(new) < count:
+        logits, _ = model.run(np.array([ids + new]), model.empty())
+        token = int(logits[0, -1].argmax())
+        if token in generator.stop_ids:
+            break
+        new.append(token)
+    return new
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_batches_and_the_shared_prefix_change_nothing(folder, batch_size):
+    expected = [by_hand(folder, prompt, 10) for prompt in PROMPTS]
+    assert len({tuple(ids) for ids in expected}) == len(PROMPTS)  # the answers differ, so a mix-up would show
+    generator = OrtGenerator(folder, max_tokens=10, batch_size=batch_size)
+    assert generator.generate_ids(PROMPTS) == expected
+    assert generator.generate_ids(PROMPTS[::-1]) == expected[::-1]  # the prefix is known by now
+    assert generator.generate_ids(PROMPTS[1:2]) == expected[1:2]
+    assert generator.generate_ids(["<bos>hello"]) == [by_hand(folder, "<bos>hello", 10)]
+
+
+def test_rows_stop_each_at_their_own_stop_token(folder):
+    free = OrtGenerator(folder, max_tokens=10).generate_ids(PROMPTS)
+    stops = {free[0][4], free[1][2], free[2][0]}
+    expected = []
+    for ids in free:
+        end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+        expected.append(ids[:end])
+    assert len({len(ids) for ids in expected}) > 2
+    assert OrtGenerator(folder, max_tokens=10, stop_ids=stops).generate_ids(PROMPTS) == expected
+
+
+def test_stop_ids_come_from_the_folder_and_the_prefix_is_run_once(folder, monkeypatch):
+    generator = OrtGenerator(folder, max_tokens=2)
+    assert generator.stop_ids == {1, 50, 106}
+    runs = []
+    run = OrtModel.run
+    monkeypatch.setattr(OrtModel, "run", lambda self, ids, *a, **k: runs.append(ids.shape) or run(self, ids, *a, **k))
+    generator.generate_ids(PROMPTS)
+    common = shared_prefix([generator.encode(prompt) for prompt in PROMPTS])
+    assert common >= len(generator.encode(PREFIX))
+    assert runs.count((1, common)) == 1
+    assert sum(shape[1] for shape in runs if shape[0] == 1) < 2 * common + 200
+    runs.clear()
+    generator.generate_ids(PROMPTS)
+    assert (1, common) not in runs
+
+
+def test_max_tokens_bounds_the_answer(folder):
+    for count in (0, 1, 3):
+        answers = OrtGenerator(folder, max_tokens=count, stop_ids=[]).generate_ids(PROMPTS)
+        assert [len(ids) for ids in answers] == [count] * len(PROMPTS)
+
+
+def test_text_keeps_special_tokens(folder):
+    generator = OrtGenerator(folder, max_tokens=5)
+    assert generator.decode(generator.encode(PROMPTS[0])) == PROMPTS[0]
+    assert generator.generate(PROMPTS[:2]) == [generator.decode(ids) for ids in generator.generate_ids(PROMPTS[:2])]
+    assert generator.generate([]) == []
+
+
+def test_next_logits_begin_the_answer(folder):
+    generator = OrtGenerator(folder, max_tokens=1, stop_ids=[])
+    logits = generator.next_logits(PROMPTS)
+    assert logits.shape == (len(PROMPTS), 2048) and logits.dtype == np.float32
+    assert [[int(row.argmax())] for row in logits] == generator.generate_ids(PROMPTS)
+    assert generator.next_logits([]).shape == (0, 2048)
+
+
+def test_logits_with_a_past_are_those_without(folder):
+    generator = OrtGenerator(folder)
+    ids = generator.encode(PROMPTS[1])
+    for start in (0, 1, 40, len(ids) - 2):
+        whole, stepwise = generator.logits(ids, start), generator.logits(ids, start, cached=True)
+        assert whole.shape == stepwise.shape == (len(ids) - start, 2048)
+        np.testing.assert_allclose(stepwise, whole, atol=2e-3)
+
+
+def test_a_baked_prefix_continues_as_the_whole_prompt(folder):
+    generator = OrtGenerator(folder)
+    cache = generator.prefix_cache(PREFIX)
+    count = len(generator.encode(PREFIX))
+    assert list(cache) == generator.model.past_names
+    assert {value.shape for value in cache.values()} == {(1, 1, count, 32)}
+    past = [generator.model._value(value) for value in cache.values()]
+    rest = generator.encode(PROMPTS[0])[count:]
+    logits, _ = generator.model.run(np.array([rest]), past)
+    np.testing.assert_allclose(logits[0, -1], generator.next_logits(PROMPTS[:1])[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "count"),
+    [
+        ([], 0),
+        ([[1, 2, 3]], 2),
+        ([[1, 2, 3], [1, 2, 4]], 2),
+        ([[1, 2], [1, 2, 3]], 1),
+        ([[1], [2]], 0),
+        ([[1, 2]] * 3, 1),
+    ],
+)
+def test_shared_prefix_leaves_each_row_a_token(rows, count):
+    assert shared_prefix(rows) == count
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda folder: OrtGenerator(folder, "q3"), "unknown variant"),
+        (lambda folder: OrtGenerator(folder, "q4"), "does not exist"),
+        (lambda folder: OrtGenerator(folder).generate(["", "a"]), "a prompt is empty"),
+        (lambda folder: OrtGenerator(folder).generate("abc"), "one string"),
+        (lambda folder: OrtGenerator(folder).prefix_cache(""), "the prefix is empty"),
+        (lambda folder: OrtGenerator(folder).generate([PROMPTS[0] * 9]), "do not fit"),
+    ],
+)
+def test_errors_are_one_line(folder, call, message):
+    with pytest.raises(OrtError, match=message) as caught:
+        call(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_broken_file_is_named(folder, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"not a model")
+    with pytest.raises(OrtError, match=r"m\.onnx does not load"):
+        OrtModel(tmp_path / "m.onnx")

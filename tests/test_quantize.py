@@ -1,0 +1,327 @@
+"""The smaller variants: packing as onnxruntime reads it, rounding that looks at data, fp16 that does not overflow."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from test_export import WINDOW, make_model, random_ids
+
+from fgtune_helpers.export import Float32, Graph, export_onnx, model_file, read_config, write_decoder
+from fgtune_helpers.gptq import damped_inverse, restore, round_decoder, round_gptq, round_nearest, upper_factor
+from fgtune_helpers.ort import OrtGenerator, OrtModel
+from fgtune_helpers.quantize import (
+    EMBEDDING,
+    RECIPES,
+    MlxLogits,
+    OnnxWeights,
+    Packed,
+    QuantizeError,
+    Recipe,
+    block_size,
+    compare,
+    log_softmax,
+    measure_peaks,
+    pack,
+    pack_zeros,
+    packed_rows,
+    quantize,
+    residual_scale,
+)
+
+ROWS = [[*random_ids(30, seed=9), *random_ids(12, seed=i)[1:]] for i in range(12)]
+HELD_OUT = [[*random_ids(30, seed=9), *random_ids(12, seed=i)[1:]] for i in range(50, 54)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model, exported, with every variant made from calibration rows."""
+    base = tmp_path_factory.mktemp("quantize")
+    fused = make_model(base / "fused", spread=0.15)
+    export_onnx(fused, base / "onnx", max_positions=256)
+    reports = {variant: quantize(base / "onnx", variant, calibration=ROWS) for variant in RECIPES}
+    return base, reports
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("half", [False, True])
+def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, half):
+    """Three blocks a row, an odd number, so that packed zero points have a padding half byte."""
+    weight = np.random.default_rng(0).normal(0.3, 1, (50, 96)).astype(np.float32)
+    recipe = Recipe(bits=bits, block=32, method="rtn", embed_bits=bits, embed_block=32, half=half)
+    style = Packed(recipe, {})
+    graph = Graph(tmp_path / "m.onnx")
+    info, kind = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype(style.dtype)
+    graph.inputs += [info("ids", 7, ["b", "s"]), info("x", kind, ["b", "s", 96])]
+    for result, name in (
+        (style.embed(graph, "ids", EMBEDDING, lambda _: weight), "rows"),
+        (style.head(graph, "x", EMBEDDING, 96, 50), "logits"),
+        (style.matmul(graph, "x", "layer.q_proj", lambda _: weight), "product"),
+    ):
+        graph.node("Identity", [result], name)
+        graph.outputs.append(info(name, kind, None))
+    graph.save({})
+    codes, scales, zeros = round_nearest(weight, bits, 32)
+    expected = restore((codes, scales, zeros))
+    assert np.abs(expected - weight).max() <= scales.max() / 2 * 1.001
+    x = np.random.default_rng(1).normal(0, 1, (1, 4, 96)).astype(style.dtype)
+    ids = np.array([[0, 49, 7, 7]])
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    rows, logits, product = session.run(None, {"ids": ids, "x": x})
+    np.testing.assert_allclose(rows[0], expected[ids[0]], atol=2e-3 if half else 1e-6)
+    np.testing.assert_allclose(logits[0], x[0].astype(np.float32) @ expected.T, atol=6e-2 if half else 1e-4)
+    np.testing.assert_array_equal(product, logits)
+
+
+def test_packing_puts_the_first_code_low():
+    codes = np.arange(32, dtype=np.uint8)[None] % 16
+    assert pack(codes, 4, 32).shape == (1, 1, 16)
+    assert pack(codes, 4, 32)[0, 0, :2].tolist() == [0x10, 0x32]
+    assert pack_zeros(np.array([[1, 2, 3]], np.uint8), 4).tolist() == [[0x21, 0x03]]
+    assert block_size(128, 96) == 32
+    with pytest.raises(QuantizeError, match="width 24"):
+        block_size(128, 24)
+
+
+def test_gptq_is_plain_rounding_for_uncorrelated_inputs_and_better_for_correlated_ones():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 1, (64, 128)).astype(np.float32)
+    plain = round_nearest(weight, 4, 32)
+    for ours, theirs in zip(round_gptq(weight, upper_factor(damped_inverse(np.eye(128))), 4, 32), plain):
+        np.testing.assert_array_equal(ours, theirs)
+    inputs = rng.normal(0, 1, (400, 20)) @ rng.normal(0, 1, (20, 128)) + 0.1 * rng.normal(0, 1, (400, 128))
+    hessian = (inputs.T @ inputs).astype(np.float32)
+    hessian[5], hessian[:, 5] = 0, 0  # an input that is never seen
+    codes = round_gptq(weight, upper_factor(damped_inverse(hessian)), 4, 32)
+
+    def error(result):
+        difference = restore(result) - weight
+        return np.sum((difference @ hessian) * difference)
+
+    assert error(codes) < 0.3 * error(plain)
+
+
+def test_variants_are_smaller_and_close(folder):
+    base, reports = folder
+    generators = {variant: OrtGenerator(base / "onnx", variant) for variant in ("fp32", *RECIPES)}
+    found = {variant: compare(generators["fp32"], generators[variant], HELD_OUT, last=12, window=WINDOW)
+             for variant in RECIPES}  # fmt: skip
+    assert found["fp16"]["kl"] < 1e-3
+    assert found["int8"]["kl"] < 2e-2
+    assert found["fp16"]["argmax_agreement"] > 0.95
+    assert found["q4"]["kl"] < found["q4s"]["kl"]
+    assert found["q4f16"]["kl"] == pytest.approx(found["q4"]["kl"], rel=0.2)
+    assert found["int8"]["kl"] < found["q4"]["kl"]
+    sizes = {variant: reports[variant].bytes for variant in RECIPES}
+    assert sizes["fp16"] > sizes["int8"] > sizes["q4"] > sizes["q4s"]
+    quantize(base / "onnx", "q4", base / "rtn", recipe=replace(RECIPES["q4"], method="rtn"))
+    nearest = compare(generators["fp32"], OrtGenerator(base / "rtn", "q4"), HELD_OUT, last=12)
+    assert found["q4"]["kl"] < nearest["kl"]
+
+
+def test_variants_share_one_folder_and_store_the_embedding_once(folder):
+    base, reports = folder
+    config = json.loads((base / "onnx" / "config.json").read_text())["transformers.js_config"]
+    files = {model_file(variant) for variant in ("fp32", *RECIPES)}
+    assert config["use_external_data_format"] == dict.fromkeys(files, 1)
+    assert {device: entry["dtype"] for device, entry in config["device_config"].items()} == {
+        "wasm": "q4", "webgpu": "q4f16", "cpu": "q4"}  # fmt: skip
+    for variant, report in reports.items():
+        graph = onnx.load(report.path, load_external_data=False).graph
+        tables = [tensor for tensor in graph.initializer if tensor.dims and tensor.dims[0] == 2048]
+        codes = [tensor for tensor in tables if tensor.name.endswith((".codes", "embed_tokens.weight"))]
+        assert len(codes) == 1, variant
+        assert "GatherBlockQuantized" not in report.ops
+        expected = 1 if variant == "fp16" else 0
+        assert report.ops.get("Gemm", 0) == expected
+        assert report.ops.get("MatMulNBits", 0) == (0 if variant == "fp16" else 7 * 7 + 1)
+
+
+def test_out_dir_gets_all_but_the_fp32_model(folder, tmp_path):
+    base, _ = folder
+    report = quantize(base / "onnx", "int8", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out" / "onnx").iterdir()} == {"model_int8.onnx", "model_int8.onnx_data"}
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    announced = json.loads((tmp_path / "out" / "config.json").read_text())["transformers.js_config"]
+    assert announced["use_external_data_format"] == {"model_int8.onnx": 1}
+    assert report.residual_scale == 1.0
+    assert OrtGenerator(tmp_path / "out", "int8").model.positions == 256
+
+
+def shrink(weights):
+    """An embedding so small that the epsilons of the norms matter."""
+    weights["model.embed_tokens.weight"] *= np.float32(1e-3)
+    for name in weights:
+        if "post_" in name:
+            weights[name] = (weights[name] + 1) * np.float32(4e-4) - 1
+
+
+def test_scaling_the_residual_stream_changes_nothing(tmp_path):
+    export_onnx(make_model(tmp_path / "fused", change=shrink), tmp_path / "onnx")
+    style = Float32()
+    style.residual = 1 / 8
+    path = tmp_path / "onnx" / "onnx" / "model.onnx"
+    weights = OnnxWeights(path)
+    write_decoder(path.with_name("scaled.onnx"), read_config(tmp_path / "onnx"), weights, style, weights.positions)
+    ids = np.array([random_ids(40)])
+    plain, scaled = (
+        OrtModel(path),
+        OrtModel(path.with_name("scaled.onnx"), taps=["model.layers.3.input_layernorm.stream"]),
+    )
+    reference, _ = plain.run(ids, plain.empty(), keep=0)
+    found, _ = scaled.run(ids, scaled.empty(), keep=0)
+    np.testing.assert_allclose(found, reference, atol=2e-4)
+    stream = OrtModel(path, taps=["model.layers.3.input_layernorm.stream"])
+    stream.run(ids, stream.empty())
+    np.testing.assert_allclose(
+        scaled.tapped["model.layers.3.input_layernorm.stream"] * 8,
+        stream.tapped["model.layers.3.input_layernorm.stream"], rtol=1e-3, atol=1e-6)  # fmt: skip
+
+
+def swell(weights):
+    """A residual stream that ends near 100,000, as the real model's does."""
+    for name in weights:
+        if "post_" in name:
+            weights[name] = (weights[name] + 1) * np.float32(700) - 1
+
+
+def test_fp16_of_a_model_whose_stream_overflows_is_right(tmp_path):
+    export_onnx(make_model(tmp_path / "fused", spread=0.1, change=swell), tmp_path / "onnx")
+    report = quantize(tmp_path / "onnx", "fp16", calibration=ROWS)
+    assert report.peaks["residual stream"] > 65504 / 2
+    assert report.residual_scale < 0.5
+    assert report.peaks["residual stream"] * report.residual_scale * 4 <= 65504
+    assert report.peaks["residual stream"] * report.residual_scale * 8 > 65504
+    reference, half = (OrtGenerator(tmp_path / "onnx", variant) for variant in ("fp32", "fp16"))
+    result = compare(reference, half, HELD_OUT, last=12)
+    assert result["kl"] < 1e-3
+    assert result["argmax_agreement"] == 1
+    taps = [f"model.layers.{i}.pre_feedforward_layernorm.stream" for i in range(7)]
+    model = OrtModel(tmp_path / "onnx" / "onnx" / "model_fp16.onnx", taps=taps)
+    model.run(np.array(HELD_OUT[:1]), model.empty())
+    assert all(value.dtype == np.float16 and np.isfinite(value).all() for value in model.tapped.values())
+
+
+def test_an_overflow_that_scaling_cannot_reach_fails_loudly(tmp_path):
+    def change(weights):
+        weights["model.layers.2.self_attn.v_proj.weight"] *= np.float32(1e5)
+
+    export_onnx(make_model(tmp_path / "fused", change=change), tmp_path / "onnx")
+    with pytest.raises(QuantizeError, match=r"float16 would overflow: [vo]_proj reaches [0-9,]+ and cannot be scaled"):
+        quantize(tmp_path / "onnx", "fp16", calibration=ROWS)
+    assert not (tmp_path / "onnx" / "onnx" / "model_fp16.onnx").exists()
+
+
+def test_the_scale_is_a_power_of_two_with_a_margin():
+    assert residual_scale({"residual stream": 100.0}) == 1.0
+    assert residual_scale({"residual stream": 104000.0}) == 1 / 8
+    assert residual_scale({"residual stream": 104000.0}, margin=1) == 1 / 2
+
+
+def test_peaks_are_measured_with_the_prefix_run_once(folder, monkeypatch):
+    base, _ = folder
+    runs = []
+    run = OrtModel.run
+    monkeypatch.setattr(
+        OrtModel, "run", lambda self, ids, *a, **k: runs.append(ids.shape[1]) or run(self, ids, *a, **k)
+    )
+    peaks = measure_peaks(base / "onnx", ROWS)
+    assert runs == [30, *[11] * 12]
+    taps = {"down_proj": [f"model.layers.{i}.mlp.down_proj" for i in range(7)], "logits": ["lm_head/product"]}
+    for kind, names in taps.items():
+        model = OrtModel(base / "onnx" / "onnx" / "model.onnx", taps=names)
+        largest = 0.0
+        for row in ROWS:
+            model.run(np.array([row]), model.empty())
+            largest = max(largest, *(float(np.abs(value).max()) for value in model.tapped.values()))
+        assert peaks[kind] == pytest.approx(largest, rel=1e-3)
+    assert set(peaks) >= {"residual stream", "mlp product", "norm", "v_proj"}
+
+
+def test_the_packed_pass_is_the_model(folder):
+    """GPTQ's own forward pass against onnxruntime: the exact stream, and the rounded one as it is stored."""
+    base, _ = folder
+    path = base / "onnx" / "onnx" / "model.onnx"
+    weights, rows = OnnxWeights(path), packed_rows(ROWS)
+    assert rows.prefix == 30 and len(rows.ids) == 30 + 12 * 11 and rows.positions[41:43].tolist() == [30, 31]
+    embedded = np.array(weights.matrix(EMBEDDING)[rows.ids])
+    stored = restore(round_nearest(embedded, 8, 32))
+    config, recipe = read_config(base / "onnx"), RECIPES["q4"]
+    settle = lambda name: (recipe.bits_of(name), 32)
+    _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), settle)
+    for name, stream, tolerance in (("model.onnx", exact, 5e-3), ("model_q4.onnx", ours, 2e-2)):
+        model = OrtModel(path.with_name(name), taps=["model.norm"])
+        for start, end in rows.segments[1:]:
+            model.run(np.array([[*rows.ids[:30], *rows.ids[start:end]]]), model.empty())
+            found = model.tapped["model.norm"][0]
+            np.testing.assert_allclose(found[30:], stream.x[start:end], atol=tolerance)
+            np.testing.assert_allclose(found[:30], stream.x[:30], atol=tolerance)
+
+
+def test_compare_is_the_divergence(folder):
+    class Fixed:
+        def __init__(self, logits):
+            self.values = np.array(logits, np.float32)
+
+        def logits(self, ids, start, cached):
+            return np.tile(self.values, (len(ids) - start, 1))
+
+    a, b = Fixed([0.0, np.log(3)]), Fixed([np.log(3), 0.0])
+    result = compare(a, b, [[1] * 8, [1] * 3], last=4, window=5)
+    assert result["kl"] == pytest.approx(0.5 * np.log(3))
+    assert result["argmax_agreement"] == 0
+    assert result["positions"] == 2 * (4 + 2)
+    assert result["beyond_window"]["positions"] == 2 * 3
+    assert result["below_window"]["positions"] == 2 * (1 + 2)
+    assert compare(a, a, [[1] * 4])["beyond_window"] is None
+    with pytest.raises(QuantizeError, match="not finite"):
+        compare(a, Fixed([np.nan, 0]), [[1] * 8])
+    with pytest.raises(QuantizeError, match="no prompts"):
+        compare(a, b, [])
+    np.testing.assert_allclose(np.exp(log_softmax(np.array([[1e4, 1e4]], np.float32))), 0.5)
+
+
+def test_mlx_and_the_export_agree_below_and_beyond_the_window(folder):
+    base, _ = folder
+    result = compare(MlxLogits(base / "fused"), OrtGenerator(base / "onnx"), [*HELD_OUT, random_ids(14)], 12, WINDOW)
+    for part in ("with_cache", "without_cache", "below_window", "beyond_window"):
+        assert result[part]["kl"] < 1e-5, part
+        assert result[part]["argmax_agreement"] == 1, part
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "message"),
+    [
+        ("q5", {}, "unknown variant"),
+        ("fp32", {}, "unknown variant"),
+        ("q4", {}, "needs calibration"),
+        ("fp16", {}, "needs calibration"),
+        ("int8", {"recipe": Recipe(bits=3)}, "bits must be"),
+        ("int8", {"recipe": Recipe(more={"k_proj": 5})}, "bits must be"),
+        ("int8", {"recipe": Recipe(block=48)}, "a block must hold"),
+        ("int8", {"recipe": Recipe(method="best")}, "method must be"),
+        ("q4", {"calibration": [[2]]}, "fewer than two tokens"),
+    ],
+)
+def test_bad_arguments_say_so_in_one_line(folder, tmp_path, variant, options, message):
+    base, _ = folder
+    with pytest.raises(QuantizeError, match=message) as caught:
+        quantize(base / "onnx", variant, tmp_path / "out", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_a_direct_fp32_export_is_a_source(folder, tmp_path):
+    base, _ = folder
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((base / "onnx" / name).read_bytes())
+    with pytest.raises(QuantizeError, match="does not exist: export first"):
+        quantize(tmp_path, "int8")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").write_bytes((base / "onnx" / "onnx" / "model_fp16.onnx").read_bytes())
+    model = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "onnx" / "model.onnx")
+    with pytest.raises(QuantizeError, match="variants are made from"):
+        quantize(tmp_path, "int8")
