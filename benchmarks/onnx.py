@@ -1,0 +1,301 @@
+"""The ONNX variants side by side: size, distance from fp32, exact match, speed; and the export against optimum-cli.
+
+    python benchmarks/onnx.py --data runs/quickstart/01_data --model runs/quickstart/04_fuse/model --json rows.json
+    python benchmarks/onnx.py --data ... --model ... --only sizes,recipes
+
+`--data` is a folder with train.jsonl and test.jsonl (stage 01), `--model` a fused model. Parts: `export`, `sizes`
+(every variant with KL and argmax agreement), `exact` (held-out cases), `recipes` (ways to round to four bits), `fp16`
+(scaled against clipped), `speed` (prefill and decode, interleaved with the reference), `settings` (accuracy level and
+threads). Ratios are measured in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path = [str(ROOT), *(path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent)]
+# This file is called onnx.py: its own folder must not shadow the package of that name.
+
+PARTS = ("export", "sizes", "exact", "recipes", "fp16", "speed", "settings")
+#: MB as published or described elsewhere: the seed pipeline, onnx-community/gemma-3-270m-it-ONNX.
+PUBLISHED = {
+    "fp32": (1600, 1139.5),
+    "fp16": (832, 569.9),
+    "int8": (417, None),
+    "q4": (200, 801.1),
+    "q4f16": (None, 425.7),
+}
+TARGET_MB = {"fp32": 1085, "fp16": 545, "int8": 290, "q4": 240, "q4s": 165}
+VARIANTS = ("fp32", "fp16", "int8", "q4", "q4f16", "q4s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True, help="fused model folder")
+    parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
+    parser.add_argument("--work", type=Path, help="where the graphs go (default: a temporary folder)")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--rows", type=int, default=24, help="calibration rows")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of the speed part")
+    parser.add_argument("--json", type=Path, help="write every row here")
+    options = parser.parse_args()
+    parts = options.only.split(",")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        parser.error(f"unknown part {unknown[0]!r}: use {', '.join(PARTS)}")
+    work = options.work or Path(tempfile.mkdtemp(prefix="fgtune-onnx-"))
+    bench = Bench(options.model, options.data, work, options.rows, options.rounds)
+    try:
+        for part in parts:
+            print(f"\n## {part}", flush=True)
+            getattr(bench, part)()
+    finally:
+        if options.json:
+            options.json.write_text(json.dumps(bench.rows, indent=1) + "\n")
+        if not options.work:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+class Bench:
+    """Runs the parts; every printed line is a row of `rows`."""
+
+    def __init__(self, model: Path, data: Path, work: Path, rows: int, rounds: int):
+        from fgtune_helpers import data as dataset
+        from fgtune_helpers.base import load_tokenizer
+
+        self.model, self.work, self.rounds, self.rows = model, work, rounds, []
+        tokenizer = load_tokenizer(model)
+        ids = lambda split: [list(dataset.tokenize(row, tokenizer).ids) for row in dataset.read_json(data / split)]
+        self.calibration = ids("train.jsonl")[:rows]
+        self.held_out = ids("test.jsonl")[:8]
+        self.cases = dataset.load_cases(data, "test")
+        self.folder = work / "onnx"
+
+    def row(self, part: str, name: str, **values) -> None:
+        self.rows.append({"part": part, "name": name, **values})
+        shown = "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                          for key, value in values.items())  # fmt: skip
+        print(f"{name:<34} {shown}", flush=True)
+
+    def ensure(self, variant: str, folder: Path | None = None, recipe=None) -> Path:
+        """The folder in which `variant` is, made if need be."""
+        from fgtune_helpers.export import export_onnx, model_file
+        from fgtune_helpers.quantize import quantize
+
+        if not (self.folder / "onnx" / model_file("fp32")).exists():
+            export_onnx(self.model, self.folder)
+        folder = folder or self.folder
+        if variant != "fp32" and (recipe or not (folder / "onnx" / model_file(variant)).exists()):
+            quantize(self.folder, variant, folder, self.calibration, recipe)
+        return folder
+
+    def distance(self, folder: Path, variant: str) -> dict:
+        from fgtune_helpers.ort import OrtGenerator
+        from fgtune_helpers.quantize import compare
+
+        if not hasattr(self, "reference"):
+            self.reference = Remembered(OrtGenerator(self.ensure("fp32")))
+        found = compare(self.reference, OrtGenerator(folder, variant), self.held_out)
+        return {"kl": found["kl"], "argmax_agreement": found["argmax_agreement"]}
+
+    # ---------------------------------------------------------------- parts
+
+    def export(self) -> None:
+        code = ("import sys; from fgtune_helpers.export import export_onnx; "
+                "export_onnx(sys.argv[1], sys.argv[2], sys.argv[3])")  # fmt: skip
+        rows = {}
+        for name in ("direct", "optimum"):
+            rows[name] = measured([sys.executable, "-c", code, str(self.model), str(self.work / name), name])
+            size = sum(path.stat().st_size for path in (self.work / name / "onnx").iterdir())
+            self.row("export", name, **rows[name], mb=size / 1e6)
+        seconds = rows["optimum"]["seconds"] / rows["direct"]["seconds"]
+        memory = rows["direct"]["peak_mb"] / rows["optimum"]["peak_mb"]
+        self.row("export", "optimum / direct", faster=seconds, memory_share=memory)
+
+    def sizes(self) -> None:
+        from fgtune_helpers.export import variant_bytes
+
+        for variant in VARIANTS:
+            begin = time.perf_counter()
+            folder = self.ensure(variant)
+            seconds = time.perf_counter() - begin
+            seed, community = PUBLISHED.get(variant, (None, None))
+            found = self.distance(folder, variant)
+            mb, limit = variant_bytes(folder, variant) / 1e6, TARGET_MB.get(variant)
+            others = {"at_most": limit, "seed": seed, "onnx_community": community}
+            self.row("sizes", variant, mb=mb, **others, seconds=seconds, **found)
+
+    def exact(self) -> None:
+        from fgtune_helpers.evaluate import score
+        from fgtune_helpers.ort import OrtGenerator
+
+        first = None
+        for variant in VARIANTS:
+            card = score(OrtGenerator(self.ensure(variant), variant).generate, self.cases, variant)
+            first = first or card
+            lost = [result.id for result in card.lost_against(first)]
+            self.row("exact", variant, hits=card.hits, cases=card.n, lost=lost, same_output=card.same_outputs(first))
+
+    def recipes(self) -> None:
+        from fgtune_helpers.export import variant_bytes
+        from fgtune_helpers.quantize import Recipe
+
+        kv = {"k_proj": 8, "v_proj": 8}
+        tried = {
+            "nearest, 8 bits, block 128": Recipe(bits=8, block=128, method="rtn"),
+            "nearest, block 32": Recipe(method="rtn"),
+            "nearest, block 32, k v 8 bits": Recipe(method="rtn", more=kv),
+            "gptq, block 32": Recipe(),
+            "gptq, block 32, no correction": Recipe(correct=0),
+            "gptq, block 32, k v 8 bits": Recipe(more=kv),
+            "gptq, block 64, k v 8 bits": Recipe(more=kv, block=64),
+            "gptq, block 32, attention 8 bits": Recipe(more={"self_attn": 8}),
+            "gptq, block 32, k v, 4-bit embedding": Recipe(more=kv, embed_bits=4, embed_block=32),
+        }
+        for name, recipe in tried.items():
+            begin = time.perf_counter()
+            folder = self.ensure("q4", self.work / "recipe", recipe)
+            seconds = time.perf_counter() - begin
+            mb = variant_bytes(folder, "q4") / 1e6
+            self.row("recipes", name, mb=mb, seconds=seconds, **self.distance(folder, "q4"))
+
+    def fp16(self) -> None:
+        folder = self.ensure("fp16")
+        self.row("fp16", "scaled residual stream", **self.distance(folder, "fp16"))
+        clipped = clipped_copy(self.folder, self.work / "clipped")
+        self.row("fp16", "fp32 clipped at 32,752", **self.distance(clipped, "fp32"))
+
+    def speed(self) -> None:
+        """Prefill of one held-out prompt and decoding after it, round by round over all variants and the reference."""
+        from fgtune_helpers.export import export_onnx
+        from fgtune_helpers.ort import OrtModel
+
+        if not (self.work / "optimum" / "onnx" / "model.onnx").exists():
+            export_onnx(self.model, self.work / "optimum", exporter="optimum")
+        from fgtune_helpers.export import model_file
+
+        files = {"optimum fp32": self.work / "optimum" / "onnx" / "model.onnx"}
+        for variant in VARIANTS:
+            files[variant] = self.ensure(variant) / "onnx" / model_file(variant)
+        models = {name: OrtModel(path) for name, path in files.items()}
+        found = {name: {"prefill": [], "decode": []} for name in models}
+        for turn in range(self.rounds + 1):  # the first round warms up
+            for name, model in models.items():
+                prefill, decode = tokens_per_second(model, self.held_out[0])
+                if turn:
+                    found[name]["prefill"].append(prefill)
+                    found[name]["decode"].append(decode)
+        base = found["optimum fp32"]
+        for name, rates in found.items():
+            ratios = {
+                f"{kind}_ratio": statistics.median(a / b for a, b in zip(rates[kind], base[kind])) for kind in rates
+            }
+            rates = {f"{kind}_per_s": statistics.median(values) for kind, values in rates.items()}
+            self.row("speed", name, **rates, **ratios)
+
+    def settings(self) -> None:
+        """Accuracy level (of MatMulNBits) and threads: speed and distance of q4 and int8."""
+        from fgtune_helpers.export import model_file
+        from fgtune_helpers.ort import OrtModel
+        from fgtune_helpers.quantize import RECIPES
+
+        for variant in ("q4", "int8"):
+            for level in (0, 4):
+                recipe = replace(RECIPES[variant], accuracy=level)
+                folder = self.ensure(variant, self.work / f"level{level}", recipe)
+                found = self.distance(folder, variant)
+                for threads in sorted({1, os.cpu_count() or 1}):
+                    model = OrtModel(folder / "onnx" / model_file(variant), threads)
+                    rates = [tokens_per_second(model, self.held_out[0]) for _ in range(self.rounds)]
+                    prefill, decode = (statistics.median(values) for values in zip(*rates))
+                    self.row("settings", f"{variant}, level {level}, {threads} threads",
+                             prefill_per_s=prefill, decode_per_s=decode, **found)  # fmt: skip
+
+
+class Remembered:
+    """A reference whose logits are computed once per prompt."""
+
+    def __init__(self, generator):
+        self.generator, self.known = generator, {}
+
+    def logits(self, ids, start, cached):
+        key = (tuple(ids), start, cached)
+        if key not in self.known:
+            self.known[key] = self.generator.logits(ids, start, cached)
+        return self.known[key]
+
+
+def tokens_per_second(model, ids: list[int], count: int = 24) -> tuple[float, float]:
+    """Prompt tokens per second of one prefill, and new tokens per second after it."""
+    import numpy as np
+
+    begin = time.perf_counter()
+    logits, past = model.run(np.array([ids]), model.empty())
+    prefill = time.perf_counter() - begin
+    begin = time.perf_counter()
+    for _ in range(count):
+        logits, past = model.run(np.array([[int(logits[0, -1].argmax())]]), past)
+    return len(ids) / prefill, count / (time.perf_counter() - begin)
+
+
+def measured(command: list[str]) -> dict:
+    """Seconds and peak memory (MB) of a command and its children. Raises on failure."""
+    code = (
+        "import json, resource, subprocess, sys, time; begin = time.perf_counter();"
+        "done = subprocess.run(sys.argv[1:], capture_output=True, text=True);"
+        "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss;"
+        "print(done.stderr[-600:], file=sys.stderr);"
+        "print(json.dumps({'rc': done.returncode, 'seconds': time.perf_counter() - begin, 'peak': peak}))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, env=env, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["rc"]:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()[-300:]}")
+    return {"seconds": found["seconds"], "peak_mb": found["peak"] / (1e6 if sys.platform == "darwin" else 1e3)}
+
+
+def clipped_copy(source: Path, target: Path, bound: float = 32752.0) -> Path:
+    """The fp32 graph with its residual stream clipped, as published fp16 builds do, over the same data file."""
+    import numpy as np
+    import onnx
+    from onnx import helper, numpy_helper
+
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, ignore=lambda _, names: [n for n in names if n.startswith("model")])
+    os.link(source / "onnx" / "model.onnx_data", target / "onnx" / "model.onnx_data")
+    model = onnx.load(source / "onnx" / "model.onnx", load_external_data=False)
+    limits = {"clip.low": -bound, "clip.high": bound}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.float32), k) for k, v in limits.items())
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "SkipSimplifiedLayerNormalization":
+            nodes.append(node)
+            continue
+        stream = node.output[3] if len(node.output) > 3 else node.output[0] + ".stream"
+        epsilon = next(helper.get_attribute_value(a) for a in node.attribute if a.name == "epsilon")
+        nodes += [
+            helper.make_node("Add", list(node.input[:2]), [stream + ".sum"]),
+            helper.make_node("Clip", [stream + ".sum", *limits], [stream]),
+            helper.make_node("SimplifiedLayerNormalization", [stream, node.input[2]], [node.output[0]],
+                             axis=-1, epsilon=epsilon, stash_type=1),
+        ]  # fmt: skip
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, target / "onnx" / "model.onnx")
+    return target
+
+
+if __name__ == "__main__":
+    main()

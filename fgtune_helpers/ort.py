@@ -1,0 +1,279 @@
+"""Greedy generation with onnxruntime: the prefix that all prompts share is run once, its keys and values are reused.
+
+The prompts are prefilled one by one and then decoded as one batch. GroupQueryAttention takes the length of each row
+from the attention mask and reads only that much of the past, so rows of different lengths are padded on the right and
+the answers are those of each prompt alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from .export import ExportError, model_file
+
+
+class OrtError(RuntimeError):
+    """The model cannot be loaded or run; the message is one line."""
+
+
+def open_session(path: Path, threads: int | None = None, taps: Sequence[str] = ()):
+    """An onnxruntime session on the CPU, quiet. `threads` None leaves the number to onnxruntime (one per core).
+
+    `taps` names tensors inside the graph that become outputs.
+    """
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads != 1 else "0")
+    if not path.exists():
+        raise OrtError(f"{path} does not exist")
+    source = str(path)
+    if taps:
+        model = onnx.load(source, load_external_data=False)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
+        source = model.SerializeToString()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own classes, all of them below Exception
+        raise OrtError(f"{path} does not load: {str(error).splitlines()[0]}") from error
+
+
+def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with, leaving each row at least one of its own."""
+    if not rows:
+        return 0
+    limit = min(len(row) for row in rows) - 1
+    first = rows[0]
+    for i in range(max(limit, 0)):
+        if any(row[i] != first[i] for row in rows):
+            return i
+    return max(limit, 0)
+
+
+class OrtModel:
+    """A decoder with past keys and values on onnxruntime: token ids in, float32 logits and the new past out."""
+
+    def __init__(self, path: str | Path, threads: int | None = None, taps: Sequence[str] = ()):
+        self.session = open_session(Path(path), threads, taps)
+        self.taps, self.tapped = list(taps), {}  # tapped: what the last run gave for each tap
+        self.inputs = {item.name: item for item in self.session.get_inputs()}
+        self.past_names = [name for name in self.inputs if name.startswith("past_key_values.")]
+        self.present_names = [name.replace("past_key_values", "present") for name in self.past_names]
+        if not self.past_names or "attention_mask" not in self.inputs:
+            raise OrtError(f"{path} is no decoder with past keys and values")
+        self.keeps = "num_logits_to_keep" in self.inputs
+        props = self.session.get_modelmeta().custom_metadata_map
+        self.ragged = props.get("fgtune.exporter") == "direct"  # GroupQueryAttention: rows may differ in length
+        self.positions = int(props["fgtune.positions"]) if "fgtune.positions" in props else None
+        item = self.inputs[self.past_names[0]]
+        self.past_dtype = np.float16 if "float16" in item.type else np.float32
+        self.past_shape = item.shape  # [batch, kv heads, past, head_dim]
+        self.vocab = self.session.get_outputs()[0].shape[-1]
+
+    def empty(self, batch: int = 1) -> list:
+        """A past without tokens."""
+        shape = (batch, self.past_shape[1], 0, self.past_shape[3])
+        return [self._value(np.zeros(shape, self.past_dtype)) for _ in self.past_names]
+
+    def run(self, ids: np.ndarray, past: list, lengths: Sequence[int] | None = None, keep: int = 1):
+        """One step: `ids` [batch, n] after `past`. Returns (logits float32 [batch, kept, vocab], past).
+
+        `lengths` are the tokens each row has in `past` (default: all it holds); `keep` 0 gives every position.
+        """
+        batch, count = ids.shape
+        held = past[0].shape()[2]
+        lengths = [held] * batch if lengths is None else list(lengths)
+        width = max(lengths) + count
+        if self.positions and width > self.positions:
+            raise OrtError(f"{width} tokens do not fit: the model was exported for {self.positions} (max_positions)")
+        mask = (np.arange(held + count)[None] < (np.array(lengths) + count)[:, None]).astype(np.int64)
+        feed = {"input_ids": ids.astype(np.int64), "attention_mask": mask}
+        if self.keeps:
+            feed["num_logits_to_keep"] = np.array(keep, np.int64)
+        if "position_ids" in self.inputs:
+            feed["position_ids"] = np.array(lengths)[:, None] + np.arange(count)[None]
+        values = {name: self._value(value) for name, value in feed.items() if name in self.inputs}
+        values.update(zip(self.past_names, past, strict=True))
+        logits, *rest = self.session.run_with_ort_values(["logits", *self.present_names, *self.taps], values)
+        logits, present = logits.numpy(), rest[: len(past)]
+        self.tapped = {name: value.numpy() for name, value in zip(self.taps, rest[len(past) :], strict=True)}
+        if not self.keeps and keep:
+            logits = logits[:, -keep:]
+        return logits.astype(np.float32, copy=False), present
+
+    def stack(self, pasts: list[list]) -> tuple[list, list[int]]:
+        """Put single pasts of different lengths into one batch, padded on the right; also their lengths."""
+        lengths = [past[0].shape()[2] for past in pasts]
+        stacked = []
+        for parts in zip(*pasts, strict=True):
+            arrays = [part.numpy() for part in parts]
+            whole = np.zeros((len(arrays), arrays[0].shape[1], max(lengths), arrays[0].shape[3]), self.past_dtype)
+            for row, array in enumerate(arrays):
+                whole[row, :, : array.shape[2]] = array[0]
+            stacked.append(self._value(whole))
+        return stacked, lengths
+
+    def rows(self, past: list, which: Sequence[int]) -> list:
+        """Keep the rows `which` of a batched past."""
+        return [self._value(np.ascontiguousarray(value.numpy()[list(which)])) for value in past]
+
+    @staticmethod
+    def _value(array: np.ndarray):
+        import onnxruntime
+
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+class OrtGenerator:
+    """Greedy generation over a folder that `export_onnx` and `quantize` wrote. Raises OrtError."""
+
+    def __init__(
+        self,
+        onnx_dir: str | Path,
+        variant: str = "fp32",
+        max_tokens: int = 256,
+        stop_ids: Iterable[int] | None = None,
+        threads: int | None = None,
+        batch_size: int = 8,
+    ):
+        from tokenizers import Tokenizer
+
+        folder = Path(onnx_dir)
+        try:
+            path = folder / "onnx" / model_file(variant)
+        except ExportError as error:
+            raise OrtError(str(error)) from None
+        self.model = OrtModel(path, threads)
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if stop_ids is None:
+            stop_ids = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+        self.stop_ids = frozenset([stop_ids] if isinstance(stop_ids, int) else stop_ids)
+        self.variant, self.max_tokens = variant, max_tokens
+        self.batch_size = batch_size if self.model.ragged else 1
+        self._prefix: tuple[tuple[int, ...], list] = ((), self.model.empty())
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a rendered prompt; it carries its own <bos>."""
+        return self.tokenizer.encode(prompt, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def generate(self, prompts: Sequence[str]) -> list[str]:
+        """The continuation of each prompt, without its stop token."""
+        return [self.decode(ids) for ids in self.generate_ids(prompts)]
+
+    def generate_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """New token ids for each prompt, without the stop id; at most `max_tokens` each."""
+        rows = self._encode_all(prompts)
+        if not rows:
+            return []
+        past = self._share(rows)
+        results: list[list[int]] = []
+        for start in range(0, len(rows), self.batch_size):
+            results += self._decode_batch(rows[start : start + self.batch_size], past)
+        return results
+
+    def next_logits(self, prompts: Sequence[str]) -> np.ndarray:
+        """Logits of the token after each prompt, float32 [prompts, vocab]."""
+        rows = self._encode_all(prompts)
+        past = self._share(rows) if rows else []
+        found = [self._suffix(row, past)[0] for row in rows]
+        return np.stack(found) if found else np.empty((0, self.model.vocab), np.float32)
+
+    def logits(self, ids: Sequence[int], start: int = 0, cached: bool = False) -> np.ndarray:
+        """Logits after each of `ids[start:]`, float32 [len(ids) - start, vocab].
+
+        `cached` runs `ids[:start]` first, then a chunk, then the last tokens one by one, as generation does.
+        """
+        row = np.array([list(ids)])
+        if not cached:
+            return self.model.run(row, self.model.empty(), keep=len(ids) - start)[0][0]
+        past, found = self.model.empty(), []
+        bounds = sorted({0, start, max(start, len(ids) - 4), *range(max(start, len(ids) - 4), len(ids) + 1)})
+        for begin, end in pairwise(bounds):
+            logits, past = self.model.run(row[:, begin:end], past, keep=end - begin if begin >= start else 1)
+            if begin >= start:
+                found.append(logits[0])
+        return np.concatenate(found)
+
+    def prefix_cache(self, prompt_prefix: str) -> dict[str, np.ndarray]:
+        """Keys and values of a prefix, by input name, [1, kv heads, tokens, head_dim]: bake them beside the model.
+
+        The prefix must end where a token ends (after <end_of_turn> and its newline, say).
+        """
+        ids = self.encode(prompt_prefix)
+        if not ids:
+            raise OrtError("the prefix is empty")
+        _, past = self.model.run(np.array([ids]), self.model.empty())
+        return {name: value.numpy() for name, value in zip(self.model.past_names, past, strict=True)}
+
+    def _encode_all(self, prompts: Sequence[str]) -> list[list[int]]:
+        if isinstance(prompts, str):
+            raise OrtError("prompts is one string: give a list")
+        rows = [self.encode(prompt) for prompt in prompts]
+        if not all(rows):
+            raise OrtError("a prompt is empty")
+        return rows
+
+    def _share(self, rows: list[list[int]]) -> list:
+        """The past of the prefix that all rows share; kept for the next call."""
+        ids = tuple(rows[0][: shared_prefix(rows)]) if len(rows) > 1 else ()
+        known = self._prefix[0]
+        if known and all(len(row) > len(known) and tuple(row[: len(known)]) == known for row in rows):
+            if len(known) >= len(ids) or len(rows) == 1:
+                return self._prefix[1]
+        past = self.model.empty()
+        if ids:
+            _, past = self.model.run(np.array([ids]), past)
+        self._prefix = (ids, past)
+        return past
+
+    def _suffix(self, row: list[int], past: list) -> tuple[np.ndarray, list]:
+        """Run what a row has beyond `past`; returns (logits [vocab] of its last token, its past)."""
+        own = row[past[0].shape()[2] :]
+        logits, mine = self.model.run(np.array([own]), past)
+        return logits[0, -1], mine
+
+    def _decode_batch(self, rows: list[list[int]], past: list) -> list[list[int]]:
+        done: list[list[int]] = [[] for _ in rows]
+        if self.max_tokens < 1:
+            return done
+        pasts, tokens, active = [], [], []
+        for i, row in enumerate(rows):
+            logits, mine = self._suffix(row, past)
+            token = int(logits.argmax())
+            if token not in self.stop_ids:
+                done[i].append(token)
+                pasts.append(mine)
+                tokens.append(token)
+                active.append(i)
+        if not active:
+            return done
+        state, lengths = self.model.stack(pasts)
+        while True:
+            alive = [
+                k for k, i in enumerate(active) if tokens[k] not in self.stop_ids and len(done[i]) < self.max_tokens
+            ]
+            if not alive:
+                return done
+            if len(alive) < len(active):
+                state = self.model.rows(state, alive)
+                active, tokens, lengths = ([items[k] for k in alive] for items in (active, tokens, lengths))
+            logits, state = self.model.run(np.array(tokens)[:, None], state, lengths)
+            lengths = [length + 1 for length in lengths]
+            tokens = [int(row.argmax()) for row in logits[:, -1]]
+            for k, i in enumerate(active):
+                if tokens[k] not in self.stop_ids:
+                    done[i].append(tokens[k])

@@ -1,0 +1,505 @@
+"""Smaller variants of an exported model: fewer bits where they cost nothing, rounding that looks at the user's data.
+
+Every variant is written anew by `export.write_decoder` from the fp32 export; only how a matrix is stored differs. The
+embedding is stored once and serves as lookup table and as head. Matrices become MatMulNBits nodes; the lookup uses
+standard operators over the same bytes, since the browser's WASM build has no GatherBlockQuantized.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from . import blas
+from .export import (
+    TOKENIZER_FILES,
+    ExportError,
+    Float32,
+    Graph,
+    announce,
+    model_file,
+    op_counts,
+    read_config,
+    variant_bytes,
+    write_decoder,
+)
+from .gptq import PackedRows, Rounded, restore, round_decoder, round_nearest
+from .ort import OrtModel, shared_prefix
+
+FLOAT16_MAX = 65504.0
+EMBEDDING = "model.embed_tokens"
+
+
+class QuantizeError(RuntimeError):
+    """A variant cannot be made, or would not be right; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a variant stores its matrices.
+
+    `bits` 4, 8 or 0 (not quantised), `block` weights share a scale; `more` maps a part of a matrix's name (`v_proj`,
+    `layers.3.`) to the bits it gets instead; `method` `gptq` rounds against the calibration rows, `rtn` to the nearest.
+    `half` computes in float16 with a scaled residual stream. `accuracy` is MatMulNBits' accuracy_level
+    (4: 8-bit activations on the CPU, 0: float). `correct` and `damping` steer GPTQ, see `gptq.round_decoder`.
+    """
+
+    bits: int = 4
+    block: int = 32
+    method: str = "gptq"
+    more: dict[str, int] = field(default_factory=dict)
+    embed_bits: int = 8
+    embed_block: int = 128
+    half: bool = False
+    accuracy: int = 0
+    correct: float = 1.0
+    damping: float = 0.01
+
+    def bits_of(self, name: str) -> int:
+        """Bits of the matrix `name`."""
+        return next((bits for part, bits in self.more.items() if part in name), self.bits)
+
+
+RECIPES = {
+    "fp16": Recipe(bits=0, embed_bits=0, half=True),
+    "int8": Recipe(bits=8, block=128, method="rtn"),
+    "q4": Recipe(more={"k_proj": 8, "v_proj": 8}),
+    "q4f16": Recipe(more={"k_proj": 8, "v_proj": 8}, half=True),
+    "q4s": Recipe(more={"k_proj": 8, "v_proj": 8}, embed_bits=4, embed_block=32),
+}
+
+
+@dataclass(frozen=True)
+class VariantReport:
+    """What was written: bytes with external data, seconds, the recipe, residual scale and peaks, operator counts."""
+
+    variant: str
+    path: str
+    bytes: int
+    seconds: float
+    recipe: dict
+    residual_scale: float
+    peaks: dict[str, float]
+    ops: dict[str, int]
+
+    def as_dict(self) -> dict:
+        """The report as plain JSON values."""
+        return asdict(self)
+
+
+def quantize(
+    onnx_dir: str | Path,
+    variant: str,
+    out_dir: str | Path | None = None,
+    calibration: Sequence[Sequence[int]] | None = None,
+    recipe: Recipe | None = None,
+    threads: int | None = None,
+) -> VariantReport:
+    """Write `variant` of the fp32 export in `onnx_dir` to `out_dir` (default: the same folder). Raises QuantizeError.
+
+    `calibration` are token ids of whole training rows; variants that round by GPTQ or compute in float16 need them.
+    """
+    source = Path(onnx_dir)
+    out = Path(out_dir) if out_dir is not None else source
+    if variant == "fp32" or variant not in RECIPES:
+        raise QuantizeError(f"unknown variant {variant!r}: use one of {', '.join(RECIPES)}")
+    recipe = recipe or RECIPES[variant]
+    check_recipe(recipe)
+    if (recipe.half or (recipe.method == "gptq" and recipe.bits)) and not calibration:
+        raise QuantizeError(f"{variant} needs calibration rows: give token ids of training rows")
+    begin = time.perf_counter()
+    config = read_config(source)
+    try:
+        weights = OnnxWeights(source / "onnx" / model_file("fp32"))
+    except ExportError as error:
+        raise QuantizeError(str(error)) from None
+    peaks = measure_peaks(source, calibration, threads) if recipe.half else {}
+    scale = residual_scale(peaks) if recipe.half else 1.0
+    rounded = (
+        _calibrated(source, config, weights, recipe, calibration) if recipe.method == "gptq" and recipe.bits else {}
+    )
+    if out.resolve() != source.resolve():
+        copy_side_files(source, out)
+    target = out / "onnx" / model_file(variant)
+    style = Packed(recipe, rounded, scale)
+    write_decoder(target, config, weights, style, weights.positions, variant=variant)
+    announce(out)
+    return VariantReport(
+        variant,
+        str(target),
+        variant_bytes(out, variant),
+        time.perf_counter() - begin,
+        asdict(recipe),
+        scale,
+        peaks,
+        op_counts(target),
+    )
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise QuantizeError for a recipe that cannot be written."""
+    for bits in (recipe.bits, recipe.embed_bits, *recipe.more.values()):
+        if bits not in (0, 4, 8):
+            raise QuantizeError(f"bits must be 4 or 8 (0 for none), not {bits}")
+    for block in (recipe.block, recipe.embed_block):
+        if block not in (16, 32, 64, 128, 256):
+            raise QuantizeError(f"a block must hold 16, 32, 64, 128 or 256 weights, not {block}")
+    if recipe.method not in ("rtn", "gptq"):
+        raise QuantizeError(f"method must be 'rtn' or 'gptq', not {recipe.method!r}")
+
+
+def copy_side_files(source: Path, out: Path) -> None:
+    """Config, generation config and tokenizer files from one folder to another."""
+    (out / "onnx").mkdir(parents=True, exist_ok=True)
+    for name in (*TOKENIZER_FILES, "config.json", "generation_config.json"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, out / name)
+
+
+class OnnxWeights:
+    """The matrices and norms of a `direct` fp32 export by name, mapped from its data file, not loaded."""
+
+    def __init__(self, path: Path):
+        import onnx
+
+        if not path.exists():
+            raise ExportError(f"{path} does not exist: export first")
+        model = onnx.load(str(path), load_external_data=False)
+        props = {item.key: item.value for item in model.metadata_props}
+        if props.get("fgtune.exporter") != "direct" or props.get("fgtune.residual_scale") != "1.0":
+            raise ExportError(f"{path} is no fp32 export of this workbook: variants are made from exporter 'direct'")
+        self.positions = int(props["fgtune.positions"])
+        self._folder = path.parent
+        self._tensors = {item.name: item for item in model.graph.initializer}
+
+    def _array(self, name: str) -> np.ndarray:
+        from onnx import TensorProto, numpy_helper
+
+        tensor = self._tensors[name]
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return numpy_helper.to_array(tensor)
+        where = {item.key: item.value for item in tensor.external_data}
+        return np.memmap(self._folder / where["location"], np.float32, "r", int(where["offset"]), tuple(tensor.dims))
+
+    def matrix(self, name: str) -> np.ndarray:
+        """float32 [out, in] of a projection, [vocab, hidden] of the embedding."""
+        array = self._array(f"{name}.weight")
+        return array if name == EMBEDDING else array.T
+
+    def norm(self, name: str) -> np.ndarray:
+        """What an RMS norm multiplies by, float32."""
+        return self._array(f"{name}.weight")
+
+
+# ---------------------------------------------------------------- rounding
+
+
+def block_size(wanted: int, width: int) -> int:
+    """The largest power of two up to `wanted` that divides `width`. Raises QuantizeError below 16."""
+    size = wanted
+    while width % size:
+        size //= 2
+    if size < 16:
+        raise QuantizeError(f"a matrix of width {width} cannot be cut into blocks of at least 16")
+    return size
+
+
+def pack(codes: np.ndarray, bits: int, block: int) -> np.ndarray:
+    """Codes as MatMulNBits stores them, uint8 [out, in / block, bytes]; the first of two 4-bit codes is low."""
+    blocks = codes.reshape(len(codes), -1, block)
+    return blocks if bits == 8 else blocks[..., 0::2] | (blocks[..., 1::2] << 4)
+
+
+def pack_zeros(zeros: np.ndarray, bits: int) -> np.ndarray:
+    """Zero points [out, blocks] as MatMulNBits stores them."""
+    if bits == 8:
+        return zeros
+    padded = np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2)))
+    return padded[:, 0::2] | (padded[:, 1::2] << 4)
+
+
+class Packed(Float32):
+    """Writes matrices by a recipe; see `Float32` for the three methods."""
+
+    def __init__(self, recipe: Recipe, rounded: dict[str, Rounded], residual: float = 1.0):
+        self.recipe, self.rounded, self.residual = recipe, rounded, residual
+        self.dtype = np.dtype(np.float16 if recipe.half else np.float32)
+
+    def _round(self, name: str, weight: np.ndarray, bits: int, block: int) -> Rounded:
+        return self.rounded.get(name) or round_nearest(np.ascontiguousarray(weight), bits, block)
+
+    def _scales(self, graph: Graph, name: str, scales: np.ndarray) -> str:
+        """Scales are stored in float16; a float32 graph widens them when it is loaded."""
+        from onnx import TensorProto
+
+        stored = graph.tensor(f"{name}.scales", scales.astype(np.float16))
+        return stored if self.recipe.half else graph.node("Cast", [stored], f"{name}.scales.wide", to=TensorProto.FLOAT)
+
+    def matmul(self, graph: Graph, x: str, name: str, matrix: Callable[[str], np.ndarray]) -> str:
+        """x @ weight.T by MatMulNBits."""
+        bits = self.recipe.bits_of(name)
+        if not bits:
+            return super().matmul(graph, x, name, matrix)
+        weight = matrix(name)
+        block = block_size(self.recipe.block, weight.shape[1])
+        codes, scales, zeros = self._round(name, weight, bits, block)
+        inputs = [
+            x,
+            graph.tensor(f"{name}.codes", pack(codes, bits, block)),
+            self._scales(graph, name, scales),
+            graph.tensor(f"{name}.zeros", pack_zeros(zeros, bits)),
+        ]
+        return self._product(graph, inputs, name, weight.shape, bits, block)
+
+    def _product(self, graph: Graph, inputs: list[str], name: str, shape: tuple, bits: int, block: int) -> str:
+        rows, width = shape
+        level = {"accuracy_level": self.recipe.accuracy} if self.recipe.accuracy else {}
+        return graph.node("MatMulNBits", inputs, name, N=rows, K=width, bits=bits, block_size=block, **level)
+
+    def embed(self, graph: Graph, ids: str, name: str, matrix: Callable[[str], np.ndarray]) -> str:
+        """Rows of the quantised embedding, by standard operators."""
+        from onnx import TensorProto, helper
+
+        bits = self.recipe.embed_bits
+        if not bits:
+            return super().embed(graph, ids, name, matrix)
+        weight = matrix(name)
+        hidden = weight.shape[1]
+        block = block_size(self.recipe.embed_block, hidden)
+        codes, scales, zeros = self._round(name, weight, bits, block)
+        float_type = helper.np_dtype_to_tensor_dtype(self.dtype)
+        bytes_name = graph.tensor(f"{name}.codes", pack(codes, bits, block))
+        scales_name = self._scales(graph, name, scales)
+        zeros_name = graph.tensor(f"{name}.zeros", pack_zeros(zeros, bits))
+        self._tied = [bytes_name, scales_name, zeros_name]
+
+        def unpack(table: str, what: str, count: int) -> str:
+            row = graph.node("Gather", [table, ids], f"{name}.{what}.bytes", axis=0)
+            value = graph.node("Cast", [row], f"{name}.{what}.cast", to=TensorProto.FLOAT)
+            if bits == 8:
+                return value
+            sixteen = graph.tensor("sixteen", np.array(16, np.float32))
+            high = graph.node(
+                "Floor", [graph.node("Div", [value, sixteen], f"{name}.{what}.div")], f"{name}.{what}.high"
+            )
+            low = graph.node(
+                "Sub", [value, graph.node("Mul", [high, sixteen], f"{name}.{what}.up")], f"{name}.{what}.low"
+            )
+            last = graph.ints("last_axis", [-1])
+            pair = [graph.node("Unsqueeze", [half, last], f"{half}.pair") for half in (low, high)]
+            both = graph.node("Concat", pair, f"{name}.{what}.both", axis=-1)
+            shape = [0, 0, hidden // block, block] if what == "codes" else [0, 0, -1]
+            flat = graph.node("Reshape", [both, graph.ints(f"{name}.{what}.shape", shape)], f"{name}.{what}.flat")
+            if what == "zeros" and count % 2:
+                flat = graph.node("Slice", [flat, graph.ints("zero", [0]), graph.ints(f"{name}.count", [count]), last],
+                                  f"{name}.{what}.cut")  # fmt: skip
+            return flat
+
+        code, zero = unpack(bytes_name, "codes", hidden), unpack(zeros_name, "zeros", hidden // block)
+        last = graph.ints("last_axis", [-1])
+        centred = graph.node("Sub", [code, graph.node("Unsqueeze", [zero, last], f"{name}.zero")], f"{name}.centred")
+        if self.recipe.half:
+            centred = graph.node("Cast", [centred], f"{name}.half", to=float_type)
+        steps = graph.node("Gather", [scales_name, ids], f"{name}.steps", axis=0)
+        product = graph.node("Mul", [centred, graph.node("Unsqueeze", [steps, last], f"{name}.step")], f"{name}.blocks")
+        return graph.node("Reshape", [product, graph.ints("rows_shape", [0, 0, hidden])], name)
+
+    def head(self, graph: Graph, x: str, name: str, hidden: int, vocab: int) -> str:
+        """x @ embedding.T over the same bytes."""
+        bits = self.recipe.embed_bits
+        if not bits:
+            return super().head(graph, x, name, hidden, vocab)
+        block = block_size(self.recipe.embed_block, hidden)
+        return self._product(graph, [x, *self._tied], "lm_head", (vocab, hidden), bits, block)
+
+
+# ---------------------------------------------------------------- what the data says
+
+
+def packed_rows(calibration: Sequence[Sequence[int]]) -> PackedRows:
+    """Calibration rows as one sequence. Raises QuantizeError for a row that has nothing to look at."""
+    rows = [list(row) for row in calibration]
+    if not all(len(row) > 1 for row in rows):
+        raise QuantizeError("a calibration row has fewer than two tokens")
+    return PackedRows(rows, shared_prefix(rows) if len(rows) > 1 else 0)
+
+
+_LAST: dict[tuple, dict[str, Rounded]] = {}  # the latest rounding: q4 and q4f16 share theirs
+
+
+def _calibrated(source: Path, config: dict, weights: OnnxWeights, recipe: Recipe, calibration) -> dict[str, Rounded]:
+    stamp = (source / "onnx" / model_file("fp32")).resolve()
+    rows = tuple(tuple(row) for row in calibration)
+    key = (str(stamp), stamp.stat().st_mtime_ns, str(replace(recipe, half=False, accuracy=0)), rows)
+    if key not in _LAST:
+        found = calibrate(config, weights, recipe, calibration)
+        _LAST.clear()
+        _LAST[key] = found
+    return _LAST[key]
+
+
+def calibrate(config: dict, weights: OnnxWeights, recipe: Recipe, calibration) -> dict[str, Rounded]:
+    """Every projection rounded by GPTQ on the calibration rows, which enter through the embedding as it is stored."""
+    rows = packed_rows(calibration)
+    if not all(recipe.bits_of(f"model.layers.{i}.") for i in range(config["num_hidden_layers"])):
+        raise QuantizeError("gptq rounds every projection: give bits to all of them")
+    embedded = np.array(weights.matrix(EMBEDDING)[rows.ids])
+    stored = embedded
+    if recipe.embed_bits:
+        block = block_size(recipe.embed_block, embedded.shape[1])
+        stored = restore(round_nearest(embedded, recipe.embed_bits, block))
+
+    def settle(name: str) -> tuple[int, int]:
+        return recipe.bits_of(name), block_size(recipe.block, weights.matrix(name).shape[1])
+
+    return round_decoder(config, weights, rows, (embedded, stored), settle, recipe.correct, recipe.damping)[0]
+
+
+def measure_peaks(
+    onnx_dir: str | Path, calibration: Sequence[Sequence[int]], threads: int | None = None
+) -> dict[str, float]:
+    """The largest absolute value by kind of tensor in the fp32 model; the prefix that all rows share is run once."""
+    import onnx
+
+    path = Path(onnx_dir) / "onnx" / model_file("fp32")
+    watched: dict[str, str] = {}  # tensor -> kind
+    for node in onnx.load(str(path), load_external_data=False).graph.node:
+        name = node.output[0]
+        if node.op_type == "MatMul":
+            watched[name] = name.rsplit(".", 1)[-1]
+        elif node.op_type == "Gemm":
+            watched[name] = "logits"
+        elif node.op_type in ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"):
+            # What is added to the stream is scaled with it.
+            watched[name] = "residual stream" if ".post_" in name else "norm"
+            if len(node.output) > 3:
+                watched[node.output[3]] = "residual stream"
+        elif name == "model.embedded":
+            watched[name] = "residual stream"
+        elif name.endswith((".mlp.product", ".mlp.act")):
+            watched[name] = "mlp product"
+    model = OrtModel(path, threads, sorted(watched))
+    rows = packed_rows(calibration)
+    peaks = dict.fromkeys(sorted(set(watched.values())), 0.0)
+    shared = past = model.empty()
+    for start, end in rows.segments:
+        _, past = model.run(rows.ids[None, start:end], shared)
+        if not start and rows.prefix:
+            shared = past
+        for tap, value in model.tapped.items():
+            peak = float(np.abs(value).max())
+            if not np.isfinite(peak):
+                raise QuantizeError(f"the fp32 model gives {peak} in {tap}")
+            peaks[watched[tap]] = max(peaks[watched[tap]], peak)
+    return peaks
+
+
+def residual_scale(peaks: dict[str, float], margin: float = 4.0) -> float:
+    """The power of two that keeps the residual stream `margin` times below float16's largest number.
+
+    Raises QuantizeError when another tensor, which the scale does not reach, would overflow.
+    """
+    for kind, peak in peaks.items():
+        if kind != "residual stream" and peak * 1.5 > FLOAT16_MAX:
+            raise QuantizeError(f"float16 would overflow: {kind} reaches {peak:,.0f} and cannot be scaled")
+    scale = 1.0
+    while peaks["residual stream"] * scale * margin > FLOAT16_MAX:
+        scale /= 2
+    return scale
+
+
+# ---------------------------------------------------------------- how much it differs
+
+
+def compare(a, b, prompts: Sequence[str | Sequence[int]], last: int = 48, window: int = 512) -> dict:
+    """Next-token distributions of `a` (the reference) and `b` over the last positions of each prompt.
+
+    `a` and `b` have `logits(ids, start, cached)` (`OrtGenerator`, `MlxLogits`); `prompts` are token ids, or strings
+    for `a.encode`. Returns `kl` (mean, nats), `kl_max`, `argmax_agreement`, `positions`, and the same for
+    `without_cache`, `with_cache`, `below_window` and `beyond_window` (None where no position is).
+    Raises QuantizeError for logits that are not finite.
+    """
+    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for prompt in prompts:
+        ids = list(a.encode(prompt) if isinstance(prompt, str) else prompt)
+        start = max(1, len(ids) - last)
+        if len(ids) <= start:
+            raise QuantizeError("a prompt has fewer than two tokens")
+        reference = log_softmax(_finite(a.logits(ids, start, False), "the reference"))
+        beyond = np.arange(start, len(ids)) >= window
+        for mode, cached in (("without_cache", False), ("with_cache", True)):
+            other = log_softmax(_finite(b.logits(ids, start, cached), "the variant"))
+            divergence = (np.exp(reference) * (reference - other)).sum(-1)
+            same = reference.argmax(-1) == other.argmax(-1)
+            parts.setdefault(mode, []).append((divergence, same))
+            for name, where in (("below_window", ~beyond), ("beyond_window", beyond)):
+                if where.any():
+                    parts.setdefault(name, []).append((divergence[where], same[where]))
+
+    def mean(names: Iterable[str]) -> dict | None:
+        found = [pair for name in names for pair in parts.get(name, [])]
+        if not found:
+            return None
+        divergence, same = (np.concatenate(values) for values in zip(*found, strict=True))
+        return {
+            "kl": float(divergence.mean()),
+            "kl_max": float(divergence.max()),
+            "argmax_agreement": float(same.mean()),
+            "positions": len(same),
+        }
+
+    whole = mean(("without_cache", "with_cache"))
+    if whole is None:
+        raise QuantizeError("no prompts to compare on")
+    return {
+        **whole,
+        **{name: mean([name]) for name in ("without_cache", "with_cache", "below_window", "beyond_window")},
+    }
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Natural log of the softmax over the last axis, float64 inside."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def _finite(logits: np.ndarray, whose: str) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        raise QuantizeError(f"{whose} gives logits that are not finite")
+    return logits
+
+
+class MlxLogits:
+    """Logits of an MLX model folder, for `compare`."""
+
+    def __init__(self, folder: str | Path):
+        blas.use_fast_blas()
+        from mlx_lm.utils import load_model
+        from tokenizers import Tokenizer
+
+        self.model, _ = load_model(Path(folder))
+        self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a rendered prompt."""
+        return self.tokenizer.encode(prompt, add_special_tokens=False).ids
+
+    def logits(self, ids: Sequence[int], start: int = 0, cached: bool = False) -> np.ndarray:
+        """Logits after each of `ids[start:]`, float32; `cached` runs `ids[:start]` into a cache first."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        mx = blas.mlx()
+        row = mx.array([list(ids)])
+        if cached and start:
+            cache = make_prompt_cache(self.model)
+            self.model.model(row[:, :start], cache=cache)
+            hidden = self.model.model(row[:, start:], cache=cache)
+        else:
+            hidden = self.model.model(row)[:, start:]
+        head = self.model.model.embed_tokens.as_linear if self.model.tie_word_embeddings else self.model.lm_head
+        return np.array(head(hidden)[0].astype(mx.float32))
