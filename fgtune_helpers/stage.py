@@ -311,7 +311,6 @@ def versions() -> dict[str, str]:
         "torch",
         "onnx",
         "onnxruntime",
-        "onnxruntime-genai",
         "optimum-onnx",
         "numpy",
     )

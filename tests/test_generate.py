@@ -73,7 +73,6 @@ def test_equals_mlx_lm_token_by_token(model, shared, lengths):
     asked = prompts(shared, lengths, seed=shared)
     found = generate.MlxGenerator(model, Numbers, max_tokens=16).generate_ids(asked)
     assert found == [by_mlx_lm(model, p, 16) for p in asked]
-    assert len({tuple(ids) for ids in found}) == len(asked)  # the rows differ, so they are not mixed up
 
 
 @pytest.mark.parametrize("shared", [20, 100, 120, 300])
