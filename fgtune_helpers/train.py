@@ -296,9 +296,10 @@ def check_rows(rows: Sequence[Row], name: str = "rows") -> None:
 
 
 def plan_epoch(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of every row once, in batches of one prefix and of like length; the same for the same seed and epoch.
+    """Indices of every row once, shuffled, in batches of one prefix; the same for the same seed and epoch.
 
-    A group that no multiple of `batch_size` fills is spread over batches of nearly equal size.
+    A group that no multiple of `batch_size` fills is spread over batches of nearly equal size. Rows are not sorted by
+    length: rows of like length are rows of like kind, and steps of text answers alone undo what calls have learned.
     """
     import random
 
@@ -310,11 +311,8 @@ def plan_epoch(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> l
     for group in groups.values():
         rng.shuffle(group)
         count = math.ceil(len(group) / batch_size)
-        pool = batch_size  # batches of like length would be batches of like kind: all calls, or all text
-        pools = [group[a : a + pool] for a in range(0, len(group), pool)]
-        ordered = [i for part in pools for i in sorted(part, key=lambda i: len(rows[i].ids))]
-        edges = [round(k * len(ordered) / count) for k in range(count + 1)]
-        batches += [ordered[a:b] for a, b in pairwise(edges)]
+        edges = [round(k * len(group) / count) for k in range(count + 1)]
+        batches += [group[a:b] for a, b in pairwise(edges)]
     rng.shuffle(batches)
     return batches
 

@@ -248,14 +248,11 @@ def test_every_row_is_trained_once_an_epoch():
     assert plan != train.plan_epoch(rows, 4, seed=7, epoch=1) != train.plan_epoch(rows, 4, seed=8, epoch=1)
 
 
-def test_batches_hold_rows_of_like_length():
-    rows = make_rows(32, 30)
-    spread = [
-        max(len(rows[i].ids) for i in b) - min(len(rows[i].ids) for i in b) for b in train.plan_epoch(rows, 8, 0, 0)
-    ]
-    lengths = [len(r.ids) for r in rows]
-    assert max(spread) < max(lengths) - min(lengths)
-    assert sum(spread) <= max(lengths) - min(lengths)
+def test_batches_mix_rows_of_all_lengths():
+    rows = [train.Row(tuple(range(10)) + (7,) * n, (False,) * 10 + (True,) * n, 10) for n in range(1, 65)]
+    first, second = (train.plan_epoch(rows, 8, seed=3, epoch=epoch) for epoch in (0, 1))
+    assert first != second and sorted(i for batch in first for i in batch) == list(range(64))
+    assert min(max(batch) - min(batch) for batch in first) > 16  # row i has i + 1 tokens of its own
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 11])
