@@ -96,7 +96,7 @@ def _value(arguments: dict, key: str) -> str:
     return json.dumps(arguments[key], ensure_ascii=False) if key in arguments else "nothing"
 
 
-@dataclass
+@dataclass(repr=False)
 class Scorecard:
     """Results of one runtime on a list of cases; saves as JSON and shows itself as a table."""
 
@@ -186,6 +186,8 @@ class Scorecard:
         lines += [f"  {r.query[:60]} → {'; '.join(r.differs)}" for r in self.results if not r.exact]
         return "\n".join(lines)
 
+    __repr__ = __str__
+
     def _headline(self) -> str:
         s = self.summary()
         interval = f"95 % interval {s['exact_low']:.0%} to {s['exact_high']:.0%}"
@@ -254,6 +256,8 @@ class Comparison:
         table = [self.HEAD, *self.rows()]
         widths = [max(len(row[i]) for row in table) for i in range(len(self.HEAD))]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return _html_table(self.HEAD, self.rows())

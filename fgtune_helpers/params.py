@@ -57,7 +57,7 @@ PARAMETERS: dict[str, Param] = {
     "steps_per_eval": Param(90, "steps between two validations by exact match", 1, 100_000),
     "patience": Param(0, "validations without a better one before training stops; 0 never stops early", 0, 1000),
     "max_tokens": Param(96, "longest answer in tokens", 1, 4096),
-    "min_exact": Param(0.5, "least share of held-out cases that the tuned model must get exactly right", 0, 1),
+    "min_exact": Param(0.4, "least share of held-out cases that the tuned model must get exactly right", 0, 1),
     "exporter": Param(
         "direct", "direct (written from the weights) or optimum (the reference)", choices=("direct", "optimum")
     ),
