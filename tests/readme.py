@@ -9,6 +9,7 @@ from fgtune_helpers import report
 from fgtune_helpers.stage import project_root, resolve_run
 
 README = project_root() / "README.md"
+NOT_RECORDED = "*No run on the real model is recorded in this version.*"
 
 
 def code_blocks() -> dict[str, str]:
@@ -39,7 +40,7 @@ def recorded_scores() -> dict[str, str]:
         for output in cell.outputs
         if "data" in output
     ]
-    lines = [line for line in tables[0].splitlines()[1:] if line.strip()]
+    lines = [line for line in tables[0].splitlines()[1:] if line.strip()] if tables else []
     return {line.split("  ")[0].strip(): next(word for word in line.split() if "/" in word) for line in lines}
 
 

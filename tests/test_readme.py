@@ -22,6 +22,9 @@ def test_generated_blocks_are_current(name):
 
 def test_results_are_those_of_the_recorded_notebooks():
     block = TEXT.split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    if not readme.recorded_scores():
+        assert block.strip() == readme.NOT_RECORDED
+        return
     shown = {m[1].strip(): m[2] for m in re.finditer(r"^\| ([^|]+) \| (\d+/\d+) = ", block, re.M)}
     assert shown == readme.recorded_scores() and len(shown) >= 8
 
