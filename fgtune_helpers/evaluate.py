@@ -48,12 +48,14 @@ def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def judge(case: Case, output: str) -> Result:
-    """Compare one output with what its case expects."""
+def judge(case: Case, output: str, finished: bool = True) -> Result:
+    """Compare one output with what its case expects; one that did not come to its end is malformed."""
     expected = list(case.calls)
     try:
         got = parse_calls(output)
         state = CALL if got else TEXT
+        if not finished:
+            raise CallSyntaxError("the answer has no end", len(output))
     except CallSyntaxError as error:
         got, state, fault = [], MALFORMED, str(error)
 
@@ -221,15 +223,21 @@ def _share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags) if flags else 1.0
 
 
-def score(generate: Callable[[list[str]], list[str]], cases: Sequence[Case], name: str = "model") -> Scorecard:
-    """Run `generate` (prompts in, texts out) on all cases, judge each. Raises ValueError when answers are missing."""
+def score(generator, cases: Sequence[Case], name: str = "model") -> Scorecard:
+    """Run a generator on all cases and judge each. Raises ValueError when answers are missing.
+
+    A generator has `generate(prompts) -> texts`, and `finished` afterwards: whether each answer came to a stop token.
+    A bare function of prompts will do; its answers count as finished.
+    """
     import time
 
     begin = time.perf_counter()
-    outputs = generate([case.prompt for case in cases])
+    outputs = getattr(generator, "generate", generator)([case.prompt for case in cases])
     if len(outputs) != len(cases):
         raise ValueError(f"{name} gave {len(outputs)} answers to {len(cases)} prompts")
-    return Scorecard(name, [judge(c, o) for c, o in zip(cases, outputs)], time.perf_counter() - begin)
+    finished = getattr(generator, "finished", [True] * len(cases))
+    results = [judge(*each) for each in zip(cases, outputs, finished, strict=True)]
+    return Scorecard(name, results, time.perf_counter() - begin)
 
 
 class Comparison:

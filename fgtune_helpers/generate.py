@@ -25,6 +25,7 @@ class MlxGenerator:
         self.model, self.tokenizer = model, tokenizer
         self.max_tokens, self.batch_size = max_tokens, batch_size
         self.stop_ids = frozenset(int(i) for i in stop_ids)
+        self.finished: list[bool] = []  # of the last call: did each answer come to a stop token
 
     def generate(self, prompts: Sequence[str]) -> list[str]:
         """The text each prompt is continued with, special tokens included, without the stop token."""
@@ -34,9 +35,11 @@ class MlxGenerator:
         """New ids of each prompt, without the stop token."""
         rows = self.encode(prompts)
         out: list[list[int]] = [[] for _ in rows]
+        self.finished = [False] * len(rows)
         for prefix, batch in self._batches(rows):
-            for i, ids in zip(batch, self._decode([rows[i][prefix.length :] for i in batch], prefix)):
-                out[i] = ids
+            answers, ended = self._decode([rows[i][prefix.length :] for i in batch], prefix)
+            for i, ids, end in zip(batch, answers, ended, strict=True):
+                out[i], self.finished[i] = ids, end
         return out
 
     def next_logits(self, prompts: Sequence[str]):
@@ -72,9 +75,11 @@ class MlxGenerator:
             for a in range(0, len(group), self.batch_size):
                 yield prefix, group[a : a + self.batch_size]
 
-    def _decode(self, rows: list[list[int]], prefix) -> list[list[int]]:
+    def _decode(self, rows: list[list[int]], prefix) -> tuple[list[list[int]], list[bool]]:
+        """New ids of each row, and whether it came to a stop token."""
         mx = blas.mlx()
         out: list[list[int]] = [[] for _ in rows]
+        ended = [True] * len(rows)
         alive = list(range(len(rows)))
         state = _Decoder(self.model, rows, prefix)
         for step in range(self.max_tokens):
@@ -83,12 +88,14 @@ class MlxGenerator:
             for j in keep:
                 out[alive[j]].append(tokens[j])
             if not keep or step + 1 == self.max_tokens:
+                for j in keep:
+                    ended[alive[j]] = False
                 break
             if len(keep) < len(alive):
                 state.keep(keep)
                 alive, tokens = [alive[j] for j in keep], [tokens[j] for j in keep]
             state.step(tokens)
-        return out
+        return out, ended
 
 
 class _Decoder:

@@ -132,6 +132,7 @@ class NodeGenerator(NodeProcess):
         find_package("@huggingface/transformers")
         self.max_tokens = max_tokens
         self.stats: list[dict] = []
+        self.finished: list[bool] = []  # of the last call: did each answer come to a stop token
         super().__init__(project_root() / "web" / "node" / "generate.mjs")
         load = dict(zip(("model_file_name", "dtype"), LOADING[variant], strict=True))
         request = {"op": "load", "folder": str(folder), "load": load, "threads": threads}
@@ -146,7 +147,8 @@ class NodeGenerator(NodeProcess):
             raise TypeError("prompts is a list of strings, not one string")
         request = {"op": "generate", "prompts": list(prompts), "maxTokens": self.max_tokens, "share": share}
         answers = list(self.ask(request, last=lambda answer: "done" in answer))[:-1]
-        self.stats = [answer["stats"] | {"finished": answer["finished"]} for answer in answers]
+        self.stats = [answer["stats"] for answer in answers]
+        self.finished = [answer["finished"] for answer in answers]
         return answers
 
     def generate(self, prompts: list[str], share: bool = True) -> list[str]:

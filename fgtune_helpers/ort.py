@@ -160,6 +160,8 @@ class OrtGenerator:
         self.stop_ids = frozenset([stop_ids] if isinstance(stop_ids, int) else stop_ids)
         self.variant, self.max_tokens = variant, max_tokens
         self.batch_size = batch_size if self.model.ragged else 1
+        self.ids: list[list[int]] = []  # of the last call
+        self.finished: list[bool] = []  # of the last call: did each answer come to a stop token
         self._prefix: tuple[tuple[int, ...], list] = ((), self.model.empty())
 
     def encode(self, prompt: str) -> list[int]:
@@ -177,13 +179,13 @@ class OrtGenerator:
     def generate_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """New token ids for each prompt, without the stop id; at most `max_tokens` each."""
         rows = self._encode_all(prompts)
-        if not rows:
-            return []
-        past = self._share(rows)
-        results: list[list[int]] = []
+        self.ids, self.finished = [], []
+        past = self._share(rows) if rows else []
         for start in range(0, len(rows), self.batch_size):
-            results += self._decode_batch(rows[start : start + self.batch_size], past)
-        return results
+            answers, ended = self._decode_batch(rows[start : start + self.batch_size], past)
+            self.ids += answers
+            self.finished += ended
+        return self.ids
 
     def next_logits(self, prompts: Sequence[str]) -> np.ndarray:
         """Logits of the token after each prompt, float32 [prompts, vocab]."""
@@ -246,28 +248,29 @@ class OrtGenerator:
         logits, mine = self.model.run(np.array([own]), past)
         return logits[0, -1], mine
 
-    def _decode_batch(self, rows: list[list[int]], past: list) -> list[list[int]]:
+    def _decode_batch(self, rows: list[list[int]], past: list) -> tuple[list[list[int]], list[bool]]:
+        """New ids of each row, and whether it came to a stop token."""
         done: list[list[int]] = [[] for _ in rows]
+        ended = [False] * len(rows)
         if self.max_tokens < 1:
-            return done
+            return done, ended
         pasts, tokens, active = [], [], []
         for i, row in enumerate(rows):
             logits, mine = self._suffix(row, past)
             token = int(logits.argmax())
-            if token not in self.stop_ids:
+            ended[i] = token in self.stop_ids
+            if not ended[i]:
                 done[i].append(token)
                 pasts.append(mine)
                 tokens.append(token)
                 active.append(i)
         if not active:
-            return done
+            return done, ended
         state, lengths = self.model.stack(pasts)
         while True:
-            alive = [
-                k for k, i in enumerate(active) if tokens[k] not in self.stop_ids and len(done[i]) < self.max_tokens
-            ]
+            alive = [k for k, i in enumerate(active) if not ended[i] and len(done[i]) < self.max_tokens]
             if not alive:
-                return done
+                return done, ended
             if len(alive) < len(active):
                 state = self.model.rows(state, alive)
                 active, tokens, lengths = ([items[k] for k in alive] for items in (active, tokens, lengths))
@@ -275,5 +278,6 @@ class OrtGenerator:
             lengths = [length + 1 for length in lengths]
             tokens = [int(row.argmax()) for row in logits[:, -1]]
             for k, i in enumerate(active):
-                if tokens[k] not in self.stop_ids:
+                ended[i] = tokens[k] in self.stop_ids
+                if not ended[i]:
                     done[i].append(tokens[k])

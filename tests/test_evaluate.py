@@ -102,6 +102,17 @@ def test_different_means_neither_the_same_text_nor_the_same_calls():
     assert b.different_from(a) == [("query 2", "Hi.", "Hi!")]
 
 
+def test_an_answer_without_an_end_is_malformed():
+    class Rambling:
+        def generate(self, prompts):
+            self.finished = [True, False, False]
+            return ["Hi.", "Well, well, well", said(F)]
+
+    card = score(Rambling(), [case(id="1"), case(id="2"), case(F, id="3")])
+    assert [r.state for r in card.results] == ["text", "malformed", "malformed"] and card.hits == 1
+    assert "no end" in card.results[1].differs[0]
+
+
 def test_missing_answers_are_an_error():
     with pytest.raises(ValueError, match="1 answers to 2 prompts"):
         score(lambda p: ["x"], [case(F), case(G)])

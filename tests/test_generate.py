@@ -106,10 +106,12 @@ def test_rows_end_at_their_own_stop_token(model):
     asked = prompts(60, [12, 3, 25, 8])
     free = generate.MlxGenerator(model, Numbers, max_tokens=10, stop_ids=[]).generate_ids(asked)
     stops = {free[1][2], free[3][6]}
-    ended = generate.MlxGenerator(model, Numbers, max_tokens=10, stop_ids=stops).generate_ids(asked)
-    for ids, cut in zip(free, ended):
+    generator = generate.MlxGenerator(model, Numbers, max_tokens=10, stop_ids=stops)
+    ended = generator.generate_ids(asked)
+    for ids, cut, finished in zip(free, ended, generator.finished):
         at = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-        assert cut == ids[:at]
+        assert cut == ids[:at] and finished == (at < len(ids))
+    assert len(set(generator.finished)) == 2
     assert len(ended[1]) <= 2
 
 

@@ -136,7 +136,7 @@ def test_the_untuned_model_makes_no_malformed_call(tmp_path, tokenizer_file):
     from fgtune_helpers import export, ort
 
     export.export_onnx(resolve_base("tiny").path, tmp_path)
-    generator = ort.OrtGenerator(tmp_path, "fp32", max_tokens=60)
+    generator = ort.OrtGenerator(tmp_path, "fp32", max_tokens=240)
     queries = ["Weather in Paris?", "Ping it", "Is it loud in Rome tomorrow?"]
     prompts = [
         prompt.render([{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": q}], TOOLS, True)

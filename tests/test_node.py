@@ -84,7 +84,7 @@ def test_stop_ids_end_an_answer(model, tmp_path):
     onnx.save(graph, folder / "onnx" / "model.onnx", save_as_external_data=True, location="model.onnx_data")
     with node.NodeGenerator(folder, "fp32", max_tokens=12) as made:
         assert made.generate_ids(PROMPTS[:2]) == [[], []]
-        assert [row["finished"] for row in made.stats] == [True, True]
+        assert made.finished == [True, True]
 
 
 def test_errors_are_one_line_and_the_process_goes_on(generator, model, tmp_path):

@@ -54,7 +54,10 @@ def test_rows_stop_each_at_their_own_stop_token(folder):
         end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
         expected.append(ids[:end])
     assert len({len(ids) for ids in expected}) > 2
-    assert OrtGenerator(folder, max_tokens=10, stop_ids=stops).generate_ids(PROMPTS) == expected
+    generator = OrtGenerator(folder, max_tokens=10, stop_ids=stops)
+    assert generator.generate_ids(PROMPTS) == expected == generator.ids
+    assert generator.finished == [len(end) < len(ids) for end, ids in zip(expected, free)]
+    assert generator.finished.count(True) >= 3 and not all(generator.finished)
 
 
 def test_stop_ids_come_from_the_folder_and_the_prefix_is_run_once(folder, monkeypatch):
