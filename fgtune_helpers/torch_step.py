@@ -84,14 +84,15 @@ class _Linear(torch.autograd.Function):
     """`x [T, in] @ weight^T` for a group of linear layers side by side; gradients go to each layer's own parameters.
 
     `parts` are (start, stop, kind, scale, effective norm) of the group's outputs; `parameters` follow in that order:
-    LoRA A and B, DoRA A, B and m, or the full weight.
+    LoRA A and B, DoRA A, B and m, or the full weight. With `wide` the result is float32, else of the weight's dtype.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, parts, *parameters):
-        ctx.parts, ctx.parameters, ctx.weight = parts, parameters, weight
+    def forward(ctx, x, weight, wide, parts, *parameters):
+        ctx.parts, ctx.parameters, ctx.weight, ctx.came = parts, parameters, weight, x.dtype
         x = x.to(weight.dtype)
-        y = (x @ weight.T).float()
+        y = x @ weight.T
+        y = y.float() if wide else y
         ctx.dora = any(kind == "dora" for _, _, kind, *_ in parts)
         ctx.save_for_backward(x, y) if ctx.dora else ctx.save_for_backward(x)
         return y
@@ -100,7 +101,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, dy):
         x, dtype = ctx.saved_tensors[0], ctx.weight.dtype
         dy_low = dy.to(dtype)
-        dx = (dy_low @ ctx.weight).float() if ctx.needs_input_grad[0] else None
+        dx = (dy_low @ ctx.weight).to(ctx.came) if ctx.needs_input_grad[0] else None
         gradients, at = [], 0
         low = [(p, ctx.parameters[i]) for p, i in _first_parameters(ctx.parts) if p[2] in ("lora", "dora")]
         inner = x @ torch.cat([a for _, a in low], dim=1).to(dtype) if low else None  # x A of all parts at once
@@ -117,7 +118,9 @@ class _Linear(torch.autograd.Function):
             rank = a.shape[1]
             if kind == "dora":
                 m = ctx.parameters[at + 2]
-                dm = torch.einsum("tj,tj->j", dy[:, start:stop], ctx.saved_tensors[1][:, start:stop]) / m
+                dm = (
+                    torch.einsum("tj,tj->j", dy[:, start:stop].float(), ctx.saved_tensors[1][:, start:stop].float()) / m
+                )
                 d = d * (m / norm).to(dtype)
             thin.append(d @ b.T.to(dtype))
             db = (inner[:, column : column + rank].T @ d).float().mul_(scale)
@@ -131,7 +134,7 @@ class _Linear(torch.autograd.Function):
             for index, t, (part, _) in zip(thin_gradients, thin, low):
                 gradients[index] = together[:, column : column + t.shape[1]] * part[3]
                 column += t.shape[1]
-        return (dx, None, None, *gradients)
+        return (dx, None, None, None, *gradients)
 
 
 def _first_parameters(parts):
@@ -232,6 +235,103 @@ class _Attend(torch.autograd.Function):
         dv = (p.transpose(-1, -2) @ dout).float()
         ds = (dout @ v.transpose(-1, -2)).float().sub_(along).mul_(p).to(p.dtype)
         return (ds @ k).float(), (ds.transpose(-1, -2) @ q).float(), dv, None, None
+
+
+class _RowAttend(torch.autograd.Function):
+    """Attention of the rows' own tokens `q [T, kv * r, d]` (scaled) over the prefix and over their own row.
+
+    `k, v [T, kv, d]` are the own tokens', `pk, pv [L, kv, d]` the visible end of the prefix. One product per head
+    serves all rows in the prefix; what a row has of its own is padded to `where.width` and multiplied row by row. Both
+    parts share one softmax. Returns `[T, kv * r * d]`.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, pk, pv, where, dtype):
+        q, k, v = where.fold(q).to(dtype), where.pad(k).to(dtype), where.pad(v).to(dtype)
+        pk, pv = pk.transpose(0, 1).to(dtype), pv.transpose(0, 1).to(dtype)
+        own_q = where.spread(q)
+        own = (own_q @ k.transpose(-1, -2)).float()
+        own.view(*own.shape[:2], where.r, where.width, where.width).add_(where.own_bias)
+        top = where.gather(own.amax(-1, keepdim=True))
+        shared = (q @ pk.transpose(-1, -2)).float()
+        if shared.shape[-1]:
+            if where.prefix_bias is not None:
+                shared.view(where.kv, where.r, -1, shared.shape[-1]).add_(where.prefix_bias)
+            top = torch.maximum(top, shared.amax(-1, keepdim=True))
+        shared.sub_(top).exp_()
+        own.sub_(where.spread(top)).exp_()
+        total = where.gather(own.sum(-1, keepdim=True)).add_(shared.sum(-1, keepdim=True))
+        shared = shared.div_(total).to(dtype)
+        own = own.div_(where.spread(total, 1.0)).to(dtype)
+        out = (shared @ pv).float().add_(where.gather((own @ v).float()))
+        ctx.save_for_backward(q, k, v, pk, pv, own_q, own, shared, out)
+        ctx.where = where
+        return where.unfold(out)
+
+    @staticmethod
+    def backward(ctx, dout):
+        where = ctx.where
+        q, k, v, pk, pv, own_q, own, shared, out = ctx.saved_tensors
+        dout = where.fold(dout.view(dout.shape[0], -1, q.shape[-1]))
+        along = (dout * out).sum(-1, keepdim=True)
+        dout = dout.to(q.dtype)
+        own_dout = where.spread(dout)
+        ds = (dout @ pv.transpose(-1, -2)).float().sub_(along).mul_(shared).to(q.dtype)
+        own_ds = (own_dout @ v.transpose(-1, -2)).float().sub_(where.spread(along)).mul_(own).to(q.dtype)
+        dq = (ds @ pk).float().add_(where.gather((own_ds @ k).float()))
+        dk = where.unpad((own_ds.transpose(-1, -2) @ own_q).float())
+        dv = where.unpad((own.transpose(-1, -2) @ own_dout).float())
+        dpk = (ds.transpose(-1, -2) @ q).float().transpose(0, 1)
+        dpv = (shared.transpose(-1, -2) @ dout).float().transpose(0, 1)
+        return where.unfold(dq).unflatten(1, (-1, q.shape[-1])), dk, dv, dpk, dpv, None, None
+
+
+class _Where:
+    """Where the own tokens of the rows lie in one kind of layer, and what they see.
+
+    Folded is `[kv, r * T, n]`: the query heads of one key-value head stand below each other. Spread is the same by
+    rows, `[rows, kv, r * width, n]`, with padding.
+    """
+
+    def __init__(self, slots, rows: int, width: int, kv: int, r: int, prefix_bias, own_bias):
+        self.slots, self.rows, self.width, self.kv, self.r = slots, rows, width, kv, r
+        self.prefix_bias, self.own_bias = prefix_bias, own_bias
+
+    def fold(self, x):
+        """`[T, kv * r, n]` -> folded."""
+        t, _, n = x.shape
+        return x.reshape(t, self.kv, self.r, n).permute(1, 2, 0, 3).reshape(self.kv, self.r * t, n)
+
+    def unfold(self, x):
+        """Folded -> `[T, kv * r * n]`."""
+        n = x.shape[-1]
+        return x.reshape(self.kv, self.r, -1, n).permute(2, 0, 1, 3).reshape(-1, self.kv * self.r * n)
+
+    def spread(self, x, padding: float = 0.0):
+        """Folded -> spread."""
+        n = x.shape[-1]
+        packed = x.reshape(self.kv, self.r, -1, n).permute(2, 0, 1, 3)
+        whole = x.new_full((self.rows * self.width, self.kv, self.r, n), padding)
+        whole[self.slots] = packed
+        whole = whole.view(self.rows, self.width, self.kv, self.r, n).permute(0, 2, 3, 1, 4)
+        return whole.reshape(self.rows, self.kv, self.r * self.width, n)
+
+    def gather(self, x):
+        """Spread -> folded."""
+        n = x.shape[-1]
+        flat = x.view(self.rows, self.kv, self.r, self.width, n).permute(0, 3, 1, 2, 4)
+        flat = flat.reshape(self.rows * self.width, self.kv, self.r, n)[self.slots]
+        return flat.permute(1, 2, 0, 3).reshape(self.kv, -1, n)
+
+    def pad(self, x):
+        """`[T, kv, n]` -> `[rows, kv, width, n]`."""
+        whole = x.new_zeros(self.rows * self.width, *x.shape[1:])
+        whole[self.slots] = x
+        return whole.view(self.rows, self.width, self.kv, -1).transpose(1, 2)
+
+    def unpad(self, x):
+        """`[rows, kv, width, n]` -> `[T, kv, n]`."""
+        return x.transpose(1, 2).reshape(self.rows * self.width, self.kv, -1)[self.slots]
 
 
 class _Entropy(torch.autograd.Function):
@@ -375,8 +475,8 @@ class _Adapted:
             self.parts.append((start, stop, kind, scale, norm))
             self.parameters += values
 
-    def __call__(self, x):
-        return _Linear.apply(x, self.weight, self.parts, *self.parameters)
+    def __call__(self, x, wide: bool = True):
+        return _Linear.apply(x, self.weight, wide, self.parts, *self.parameters)
 
 
 class TorchEngine:
@@ -495,13 +595,14 @@ class TorchEngine:
         pieces = []
         if P and not last:
             pieces.append(self._prefix_attention(q[:P], k[:P], v[:P], window, biases))
-        pieces.append(self._row_attention(q[P:], k, v, layout, window, biases))
+        low = biases["low"]
+        pieces.append(_RowAttend.apply(q[P:], k[P:], v[P:], k[low:P], v[low:P], biases["rows"], self.dtype))
         attended = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         if last:
             attended, h = attended[layout.learned], h[P:][layout.learned]
         h = h + norm(groups["out"](attended), "post_attention_layernorm", layer.post_attention_layernorm)
         x = norm(h, "pre_feedforward_layernorm", layer.pre_feedforward_layernorm)
-        x = groups["down"](_Gated.apply(groups["gate_up"](x)))
+        x = groups["down"](_Gated.apply(groups["gate_up"](x, wide=False)))
         return h + norm(x, "post_feedforward_layernorm", layer.post_feedforward_layernorm)
 
     def _fold(self, q):
@@ -518,11 +619,10 @@ class TorchEngine:
             low = max(0, a - window + 1) if window else 0
             bias = _bias(torch.arange(a, b), torch.arange(low, b), window)
             out["blocks"].append((a, b, low, None if bias is None else bias.repeat(self.r, 1)))
-        low = max(0, P - window + 1) if window else 0
-        low = min(low, P)
-        out["low"] = low
-        bias = _bias(torch.arange(P, P + S), torch.arange(low, P + S), window)
-        out["rows"] = None if bias is None else bias.repeat(self.r, 1)
+        low = out["low"] = min(P, max(0, P - window + 1)) if window else 0
+        prefix = _bias(layout.positions[P:], torch.arange(low, P), window)
+        own = _bias(torch.arange(S), torch.arange(S), window)
+        out["rows"] = _Where(layout.slots, layout.rows, S, self.kv, self.r, prefix, 0.0 if own is None else own)
         return out
 
     def _prefix_attention(self, q, k, v, window, biases):
@@ -532,23 +632,3 @@ class TorchEngine:
             o = _Attend.apply(self._fold(q[a:b]), k[:, low:b], v[:, low:b], bias, self.dtype)
             pieces.append(o.reshape(self.kv, self.r, b - a, self.d).permute(2, 0, 1, 3).reshape(b - a, -1))
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-
-    def _row_attention(self, q, k, v, layout, window, biases):
-        """Attention of the rows' own tokens, padded to `[rows, kv, r * S, d]`, over the prefix and each other."""
-        P, B, S, low = layout.prefix, layout.rows, layout.width, biases["low"]
-
-        def pad(x):
-            return x.new_zeros(B * S, *x.shape[1:]).index_copy(0, layout.slots, x)
-
-        q = pad(q).reshape(B, S, self.kv, self.r, self.d).permute(0, 2, 3, 1, 4).reshape(B, self.kv, self.r * S, self.d)
-
-        def keys(x):
-            own = pad(x[P:]).reshape(B, S, self.kv, self.d).transpose(1, 2)
-            if low == P:
-                return own
-            shared = x[low:P].transpose(0, 1)[None].expand(B, -1, -1, -1)
-            return torch.cat([shared, own], dim=2)
-
-        o = _Attend.apply(q, keys(k), keys(v), biases["rows"], self.dtype)
-        o = o.reshape(B, self.kv, self.r, S, self.d).permute(0, 3, 1, 2, 4).reshape(B * S, -1)
-        return o[layout.slots]
