@@ -43,7 +43,7 @@ PARAMETERS: dict[str, Param] = {
     "rank": Param(8, "rank of the adapters", 1, 512),
     "scale": Param(20.0, "factor on the adapters' product", 0.01, 1000),
     "dropout": Param(0.0, "dropout on the adapters' input", 0, 0.9),
-    "iters": Param(180, "training steps", 1, 1_000_000),
+    "iters": Param(360, "training steps", 1, 1_000_000),
     "batch_size": Param(16, "rows per step", 1, 1024),
     "grad_accumulation_steps": Param(1, "batches per optimiser step", 1, 1024),
     "learning_rate": Param(4e-4, "peak of the schedule", 1e-8, 1.0),
@@ -54,10 +54,16 @@ PARAMETERS: dict[str, Param] = {
     ),
     "warmup": Param(10, "steps of linear warm-up, before the cosine", 0, 100_000),
     "steps_per_report": Param(10, "steps between two lines of progress", 1, 100_000),
-    "steps_per_eval": Param(90, "steps between two validations by exact match", 1, 100_000),
+    "steps_per_eval": Param(120, "steps between two validations by exact match", 1, 100_000),
     "patience": Param(0, "validations without a better one before training stops; 0 never stops early", 0, 1000),
+    "workers": Param(1, "processes that share each batch, started by mlx.launch", 1, 64),
+    "report_to": Param(
+        "",
+        "also log to wandb, swanlab or tensorboard (their package must be installed)",
+        choices=("", "wandb", "swanlab", "tensorboard"),
+    ),
     "max_tokens": Param(96, "longest answer in tokens", 1, 4096),
-    "min_exact": Param(0.4, "least share of held-out cases that the tuned model must get exactly right", 0, 1),
+    "min_exact": Param(0.75, "least share of held-out cases that the tuned model must get exactly right", 0, 1),
     "exporter": Param(
         "direct", "direct (written from the weights) or optimum (the reference)", choices=("direct", "optimum")
     ),

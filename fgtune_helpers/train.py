@@ -514,13 +514,17 @@ def train(
     evaluate: Callable | None = None,
     on_report: Callable[[dict], None] | None = None,
     callback=None,
+    group=None,
 ) -> History:
     """Train the adapters that `add_lora` added; keep the best and the last under `out_dir/best` and `out_dir/last`.
 
     `evaluate(model)` gives the share of validation cases answered exactly; the best adapters are those with the
     highest share, then the lowest validation loss. `on_report(record)` gets every report and evaluation; without it
-    each is printed. `callback` is an mlx-lm TrainingCallback (W&B, SwanLab). A run that was interrupted goes on from
-    `out_dir/checkpoint` and ends with the same bits. At the end the model holds the best adapters.
+    each is printed. `callback` is an mlx-lm TrainingCallback (see `reporting_callback`). A run that was interrupted
+    goes on from `out_dir/checkpoint` and ends with the same bits. At the end the model holds the best adapters.
+
+    `group` (`mx.distributed.init()`) shares every batch among its workers, which take the same steps on the sum of
+    their gradients; the first one validates, reports and writes.
     """
     import mlx.optimizers as optimizers
     from mlx.utils import tree_map
@@ -538,6 +542,7 @@ def train(
     )
     optimizer.init(model.trainable_parameters())
     run = _Run(model, optimizer, config, out_dir, fingerprint(model, train_rows, valid_rows, config))
+    rank, workers = (group.rank(), group.size()) if group is not None else (0, 1)
     history = run.resume() or History(config=asdict(config))
     engine = make_engine(model, config)
     say = on_report or _print_report
@@ -577,13 +582,19 @@ def train(
         mx.random.seed(
             config.seed * 1_000_003 + step
         )  # dropout's numbers belong to the step, so a resumed run has them
-        total, count, gradients = 0.0, 0, None
+        total, count, tokens, gradients = 0.0, 0, 0, None
         for _ in range(config.grad_accumulation_steps):
-            batch = make_batch([train_rows[i] for i in next(order)])
+            mine = next(order)[rank::workers]
+            if not mine:
+                continue
+            batch = make_batch([train_rows[i] for i in mine])
             loss, tree = engine.gradients(batch)
             gradients = tree if gradients is None else tree_map(mx.add, gradients, tree)
-            total, count = total + loss, count + len(batch.targets)
-            window["tokens"] += batch.tokens
+            total, count, tokens = total + loss, count + len(batch.targets), tokens + batch.tokens
+        if workers > 1:
+            gradients = gradients or tree_map(mx.zeros_like, model.trainable_parameters())
+            gradients, (total, count, tokens) = sum_over(group, gradients, (total, count, tokens))
+        window["tokens"] += tokens
         mean = total / count
         if not math.isfinite(mean):
             raise TrainError(f"loss {mean} at step {step + 1}: lower learning_rate, raise warmup, keep grad_clip")
@@ -610,8 +621,9 @@ def train(
             }
             window.update(tokens=0, seconds=0.0)
             history.reports.append(record)
-            say(record)
-            if callback is not None:
+            if rank == 0:
+                say(record)
+            if callback is not None and rank == 0:
                 callback.on_train_loss_report(
                     {
                         "iteration": step,
@@ -625,17 +637,72 @@ def train(
                 )
         judged = step == config.iters or (config.steps_per_eval and step % config.steps_per_eval == 0)
         if judged:
-            evaluation(step)
-            since = sum(1 for e in history.evals if e["iter"] > history.best_iter)
-            history.stopped_early = bool(config.patience and since >= config.patience and step < config.iters)
-        if judged or (config.save_every and step % config.save_every == 0):
+            if rank == 0:
+                evaluation(step)
+                since = sum(1 for e in history.evals if e["iter"] > history.best_iter)
+                history.stopped_early = bool(config.patience and since >= config.patience and step < config.iters)
+            if workers > 1:  # the others wait here
+                history.stopped_early = bool(sum_over(group, {}, (history.stopped_early,))[1][0])
+        if rank == 0 and (judged or (config.save_every and step % config.save_every == 0)):
             history.seconds = before + time.perf_counter() - begun
             run.save(history)
-    save_adapters(model, out_dir / "last", {"iter": len(history.losses)})
     history.seconds = before + time.perf_counter() - begun
-    history.save(out_dir / "history.json")
-    load_adapters(model, out_dir / "best")
+    if rank == 0:
+        save_adapters(model, out_dir / "last", {"iter": len(history.losses)})
+        history.save(out_dir / "history.json")
+        load_adapters(model, out_dir / "best")
     return history
+
+
+def sum_over(group, gradients, figures: Sequence[float]) -> tuple[dict, list[float]]:
+    """Sums over all workers of a tree of gradients and of a few figures, in one message of float32."""
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    mx = blas.mlx()
+    leaves = tree_flatten(gradients)
+    parts = [g.reshape(-1).astype(mx.float32) for _, g in leaves] + [mx.array([float(x) for x in figures])]
+    whole = mx.distributed.all_sum(mx.concatenate(parts), group=group)
+    out, start = [], 0
+    for name, g in leaves:
+        out.append((name, whole[start : start + g.size].reshape(g.shape).astype(g.dtype)))
+        start += g.size
+    mx.eval([g for _, g in out], whole)
+    return tree_unflatten(out) if out else {}, whole[start:].tolist()
+
+
+def reporting_callback(report_to: str, folder: str | Path, config: dict):
+    """mlx-lm's callback for `wandb` or `swanlab`, one of our own for `tensorboard`, None for "". Raises TrainError."""
+    folder = Path(folder)
+    try:
+        if report_to == "tensorboard":
+            return TensorBoardCallback(folder)
+        from mlx_lm.tuner.callbacks import get_reporting_callbacks
+
+        return get_reporting_callbacks(report_to, "fgtune", str(folder), config)
+    except ImportError:
+        raise TrainError(f"report_to {report_to!r} needs its package: pip install {report_to}") from None
+
+
+class TensorBoardCallback:
+    """Loss, rate and validation loss as TensorBoard scalars; the interface of mlx-lm's TrainingCallback."""
+
+    def __init__(self, folder: str | Path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder))
+
+    def on_train_loss_report(self, info: dict) -> None:
+        """Scalars of a training report."""
+        self._write(info, ("train_loss", "learning_rate", "tokens_per_second", "peak_memory"))
+
+    def on_val_loss_report(self, info: dict) -> None:
+        """Scalars of a validation."""
+        self._write(info, ("val_loss",))
+
+    def _write(self, info: dict, names: Sequence[str]) -> None:
+        for name in names:
+            self.writer.add_scalar(name, info[name], info["iteration"])
+        self.writer.flush()
 
 
 def apply_gradients(model, optimizer, gradients, scale: float, clip: float) -> float:

@@ -9,11 +9,12 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from fgtune_helpers import blas, forward, torch_step, train
+from fgtune_helpers import blas, data, forward, torch_step, train, workers
 from fgtune_helpers.base import resolve_base
 from fgtune_helpers.data import Row
 
@@ -438,6 +439,77 @@ def test_patience_stops_early(tiny, tmp_path):
     shares = iter([0.5, 0.25, 0.25, 1.0])
     _, history, _ = run(tiny, tmp_path, quick(patience=2), lambda _: next(shares))
     assert history.stopped_early and len(history.losses) == 6 and history.best_iter == 2
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A folder as stage 01 leaves it: six rows of one tool set, one of another, and two validation cases."""
+    source = Path(__file__).parent / "data" / "ci"
+    tools = data.read_tools(source / "tools.json")
+    examples = data.read_examples(source / "examples.json", tools)
+    folder = tmp_path_factory.mktemp("data")
+    other = {**examples[6], "tools": examples[6]["tools"][:1]}
+    data.write_jsonl(folder / "train.jsonl", [*examples[:6], other])
+    data.write_jsonl(folder / "valid.jsonl", examples[7:9])
+    return folder
+
+
+def test_two_workers_take_the_steps_of_one(tiny, tmp_path, few):
+    """Real processes over the ring; the row with tools of its own is a batch of one, which leaves a worker idle."""
+    adapters = {"rank": 4, "scale": 20.0, "seed": 3}
+    config = quick(iters=5, steps_per_eval=0, batch_size=3)
+    model, tokenizer = train.load_model(tiny)
+    train.add_lora(model, **adapters)
+    rows = [
+        [data.tokenize(e, tokenizer._tokenizer) for e in data.read_json(few / f"{split}.jsonl")]
+        for split in ("train", "valid")
+    ]
+    assert {len(batch) for batch in train.plan_epoch(rows[0], 3, config.seed, 0)} == {1, 3}
+    alone = train.train(model, tokenizer, *rows, config, tmp_path / "one", on_report=lambda _: None)
+    seen = []
+    both = workers.train_on_workers(2, tiny, few, adapters, config, tmp_path / "two", 4, seen.append)
+    assert [r["kind"] for r in seen] == ["train", "train", "train", "eval"] and seen[-1]["exact"] is not None
+    assert both.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert both.evals[0]["valid_loss"] == pytest.approx(alone.evals[0]["valid_loss"], rel=1e-5)
+    one, two = (mx.load(str(tmp_path / name / "last" / "adapters.safetensors")) for name in ("one", "two"))
+    assert all(np.allclose(np.array(one[k]), np.array(two[k]), rtol=1e-3, atol=1e-5) for k in one)
+
+
+def test_a_failed_worker_is_named(tmp_path, few):
+    with pytest.raises(train.TrainError, match=r"no config\.json"):
+        workers.train_on_workers(2, tmp_path, few, {"rank": 4}, quick(), tmp_path / "out", 4)
+
+
+def test_reports_go_where_they_are_asked_to_go(tiny, tmp_path, monkeypatch):
+    assert train.reporting_callback("", tmp_path, {}) is None
+    for name in ("wandb", "swanlab", "tensorboard"):
+        try:
+            __import__(name)
+        except ImportError:
+            with pytest.raises(train.TrainError, match=f"pip install {name}"):
+                train.reporting_callback(name, tmp_path, {})
+    written = []
+
+    class Writer:  # the interface of SummaryWriter, which needs a package that is not installed
+        def __init__(self, folder):
+            assert folder == str(tmp_path)
+
+        def add_scalar(self, *point):
+            written.append(point)
+
+        def flush(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    model, tokenizer = train.load_model(tiny)
+    train.add_lora(model, 4)
+    rows, callback = make_rows(6, 20), train.reporting_callback("tensorboard", tmp_path, {})
+    history = train.train(
+        model, tokenizer, rows[:4], rows[4:], quick(iters=4), tmp_path / "run", None, lambda _: None, callback
+    )
+    assert [(n, i) for n, _, i in written if n in ("train_loss", "val_loss")] == [
+        ("train_loss", 2), ("val_loss", 2), ("train_loss", 4), ("val_loss", 4)]  # fmt: skip
+    assert written[0][1] == pytest.approx(history.reports[0]["loss"])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
