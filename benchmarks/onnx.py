@@ -142,7 +142,7 @@ class Bench:
 
         first = None
         for variant in VARIANTS:
-            card = score(OrtGenerator(self.ensure(variant), variant).generate, self.cases, variant)
+            card = score(OrtGenerator(self.ensure(variant), variant), self.cases, variant)
             first = first or card
             lost = [result.id for result in card.lost_against(first)]
             self.row("exact", variant, hits=card.hits, cases=card.n, lost=lost, same_output=card.same_outputs(first))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -14,7 +15,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -23,6 +23,7 @@ import numpy as np
 
 from . import export
 from .node import NodeProcess, ToolMissing, find_package
+from .slim import SlimError, slim_tokenizer
 from .stage import project_root
 
 PART = 4 * 1024 * 1024  # bytes per checked part of a download; the same number stands in web/store.js
@@ -201,6 +202,8 @@ def _copy_model_files(model_dir: Path, work: Path, weights: dict[str, list[str]]
     for name in MODEL_FILES:
         if (model_dir / name).exists():
             shutil.copyfile(model_dir / name, target / name)
+    with contextlib.suppress(SlimError):  # a tokenizer of another kind travels as it is
+        slim_tokenizer(target / "tokenizer.json")
     config = json.loads((target / "config.json").read_text(encoding="utf-8"))
     options = config.get("transformers.js_config", {})
     outside = {Path(paths[0]).name: len(paths) - 1 for paths in weights.values() if len(paths) > 1}
@@ -531,7 +534,7 @@ def make_server(site_dir, port: int = 0, isolated: bool = True, quiet: bool = Tr
         raise DeployError(f"port {port} cannot be used: {error.strerror or error}") from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(site_dir, isolated: bool = True, handler=SiteHandler):
     """`with serving(folder) as url:` serves in a thread, on loopback, until the block ends."""
     server = make_server(site_dir, isolated=isolated, handler=handler)

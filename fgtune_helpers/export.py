@@ -193,7 +193,10 @@ def rope_settings(config: dict) -> dict[str, tuple[float, float]]:
 
 
 class Graph:
-    """An ONNX graph under construction; large tensors go straight to `<path>_data`, never kept in memory."""
+    """An ONNX graph under construction; large tensors go straight to `<path>_data`, never kept in memory.
+
+    Until `save` that file is called `.part`: an export that is killed leaves no graph without its data.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -201,7 +204,8 @@ class Graph:
         self.inputs, self.outputs = [], []
         self._names: set[str] = set()
         self.data = path.with_name(path.name + "_data")
-        self._file = open(self.data, "wb")  # closed by save
+        self._part = self.data.with_name(self.data.name + ".part")
+        self._file = open(self._part, "wb")  # closed by save
 
     def tensor(self, name: str, value: np.ndarray) -> str:
         """Store `value` once under `name`; give the name back."""
@@ -244,6 +248,8 @@ class Graph:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="fgtune")
         helper.set_model_props(model, metadata)
+        self.path.unlink(missing_ok=True)
+        self._part.replace(self.data)
         save(model, str(self.path))
         if self.data.stat().st_size == 0:
             self.data.unlink()

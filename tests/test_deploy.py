@@ -55,6 +55,7 @@ def test_the_site_is_whole_and_repeatable(model, site, tmp_path):
     config = json.loads((site / "model/config.json").read_text())
     assert config["transformers.js_config"]["use_external_data_format"] == {"model.onnx": 1}
     assert "chat_template" in json.loads((site / "model/tokenizer_config.json").read_text())
+    assert (site / "model/tokenizer.json").stat().st_size < 0.9 * (model / "tokenizer.json").stat().st_size
     text = "".join((site / path).read_text() for path in description["shell"] if path.endswith((".html", ".css", ".js"))
                    and not path.startswith("runtime/"))  # fmt: skip
     assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text and "innerHTML" not in text

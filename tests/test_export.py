@@ -171,6 +171,20 @@ def test_a_position_beyond_max_positions_is_refused(exported):
         model.run(np.array([random_ids(129)]), model.empty())
 
 
+def test_a_killed_export_leaves_no_graph_that_lies(fused, tmp_path, monkeypatch):
+    export_onnx(fused, tmp_path, max_positions=128)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "onnx").iterdir()}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fgtune_helpers.export.Float32.head", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(fused, tmp_path, max_positions=64)
+    left = {path.name: path.read_bytes() for path in (tmp_path / "onnx").iterdir()}
+    assert {name: left.get(name) for name in whole} == whole
+
+
 def test_the_folder_is_laid_out_for_transformers_js(fused, exported):
     out, report = exported
     config = json.loads((out / "config.json").read_text())

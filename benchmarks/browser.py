@@ -1,0 +1,90 @@
+"""The deployed page in headless Chromium: loading, first token with and without the baked prefix, speed, memory.
+
+    python benchmarks/browser.py --run runs/quickstart --json rows.json
+
+`--run` is a finished run. For each variant and device the same held-out questions are asked twice, with the shipped
+keys and values of the tool declarations and without them; the answers must be the same, token for token. With
+`--cases N` N held-out cases are compared with stage 09's answers of Node. WebGPU is only tried with `--webgpu` (it
+needs a GPU: on SwiftShader a 270M model takes minutes a token).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, default=ROOT / "runs" / "quickstart")
+    parser.add_argument("--variants", default="q4")
+    parser.add_argument("--questions", type=int, default=3)
+    parser.add_argument("--cases", type=int, default=0)
+    parser.add_argument("--webgpu", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    from fgtune_helpers import data
+    from fgtune_helpers.deploy import build_site, try_in_browser
+    from fgtune_helpers.evaluate import Scorecard
+
+    cases = data.load_cases(options.run / "01_data", "test")
+    tools = json.loads((options.run / "01_data" / "tools.json").read_text(encoding="utf-8"))
+    questions = [case.query for case in cases if case.calls][: options.questions]
+    devices = {"wasm, threads": {"isolated": True}, "wasm, one thread": {"isolated": False}}
+    if options.webgpu:
+        devices["webgpu"] = {"device": "webgpu"}
+    rows, bad = [], 0
+    print("variant device            prefix    load s  first token s  tokens/s      MB  same tokens")
+    with tempfile.TemporaryDirectory() as temporary:
+        for variant in options.variants.split(","):
+            site = build_site(
+                options.run / "07_quantize", variant, tools, Path(temporary) / variant, max_tokens=96
+            ).path
+            for device, how in devices.items():
+                answers = {}
+                for prefix in (True, False):
+                    found = answers[prefix] = try_in_browser(site, questions, use_prefix=prefix, **how)
+                    page = found[0]["page"]
+                    # Without the file the first question computes the prefix in the page; later ones reuse it.
+                    row = {
+                        "variant": variant,
+                        "device": device,
+                        "prefix": "baked" if prefix else "in page",
+                        "load_seconds": sum(page["seconds"].values()),
+                        "first_ttft": found[0]["ttft"],
+                        "later_ttft": statistics.median(a["ttft"] for a in found[1:]) if found[1:] else None,
+                        "tokens_per_second": statistics.median(a["tokens_per_second"] for a in found),
+                        "memory_mb": None if page["memory"] is None else page["memory"] / 1e6,
+                        "same_tokens": [a["ids"] for a in found] == [a["ids"] for a in answers[True]],
+                    }
+                    rows.append(row)
+                    bad += not row["same_tokens"]
+                    memory = "" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"
+                    print(f"{variant:<8}{device:<18}{row['prefix']:<8}{row['load_seconds']:>8.1f}{row['first_ttft']:>15.2f}"
+                          f"{row['tokens_per_second']:>10.1f}{memory:>8}  {'yes' if row['same_tokens'] else 'NO'}",
+                          flush=True)  # fmt: skip
+                gain = rows[-1]["first_ttft"] / rows[-2]["first_ttft"]
+                print(f"        first answer: first token {gain:.1f}x sooner with the baked prefix")
+            if options.cases:
+                node = Scorecard.load(options.run / "09_test_node" / f"scorecard_{variant}.json")
+                asked = cases[: options.cases]
+                said = try_in_browser(site, [case.query for case in asked])
+                theirs = {r.id: r.output for r in node.results}
+                same = sum(theirs[case.id] == a["text"] for case, a in zip(asked, said, strict=True))
+                print(f"{variant}: {same} of {len(asked)} answers equal those of Node to the letter")
+                rows.append({"variant": variant, "cases": len(asked), "same_as_node": same})
+                bad += same < len(asked)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
