@@ -9,10 +9,23 @@ from .evaluate import Scorecard
 INK, MUTED, ACCENT, WARM = "#1f2937", "#9ca3af", "#2563eb", "#d97706"
 
 
-def _axes(title: str, width: float = 7.0, height: float = 3.4):
+def _picture(**options):
+    """A matplotlib figure that shows itself in a notebook without pyplot and its global state."""
+    import io
+
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=(width, height), layout="constrained")
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png", dpi=96)
+            return file.getvalue()
+
+    return Picture(**options)
+
+
+def _axes(title: str, width: float = 7.0, height: float = 3.4):
+    fig = _picture(figsize=(width, height), layout="constrained")
     ax = fig.subplots()
     ax.set_title(title, color=INK, loc="left", fontsize=11)
     ax.spines[["top", "right"]].set_visible(False)
@@ -73,11 +86,13 @@ def plot_scores(cards: Sequence[Scorecard]):
 def plot_sizes(rows: Sequence[dict]):
     """Size against exact match, dots as large as they are fast; rows have `variant`, `mb`, `exact`, `tokens_per_s`."""
     fig, ax = _axes("Size, accuracy and speed of the variants")
-    for row in rows:
+    for i, row in enumerate(sorted(rows, key=lambda row: row["mb"])):
         speed = row.get("tokens_per_s") or 1
         ax.scatter(row["mb"], 100 * row["exact"], s=30 + 8 * speed, color=ACCENT, alpha=0.6, edgecolor=INK)
+        # neighbours are named above and below, so that names of variants of like size do not lie on each other
         ax.annotate(f"{row['variant']}\n{speed:.0f} tok/s", (row["mb"], 100 * row["exact"]), textcoords="offset points",
-                    xytext=(6, 8), fontsize=8, color=INK)  # fmt: skip
+                    xytext=(0, -20 if i % 2 else 20), fontsize=8, color=INK, ha="center",
+                    va="top" if i % 2 else "bottom")  # fmt: skip
     ax.set_xlabel("download (MB)")
     ax.set_ylabel("exact match (%)")
     ax.set_xlim(0, 1.2 * max(row["mb"] for row in rows))

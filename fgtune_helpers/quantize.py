@@ -66,11 +66,13 @@ class Recipe:
         return next((bits for part, bits in self.more.items() if part in name), self.bits)
 
 
+#: Where 8 bits are cheap and matter: keys and values, and two of the early layers (5 MB).
+MORE = {"k_proj": 8, "v_proj": 8, "layers.3.": 8, "layers.4.": 8}
 RECIPES = {
     "fp16": Recipe(bits=0, embed_bits=0, half=True),
     "int8": Recipe(bits=8, block=128, method="rtn"),
-    "q4": Recipe(more={"k_proj": 8, "v_proj": 8}),
-    "q4f16": Recipe(more={"k_proj": 8, "v_proj": 8}, half=True),
+    "q4": Recipe(more=MORE),
+    "q4f16": Recipe(more=MORE, half=True),
     "q4s": Recipe(more={"k_proj": 8, "v_proj": 8}, embed_bits=4, embed_block=32),
 }
 

@@ -40,6 +40,18 @@ def tagged(notebook, tag):
     return [c for c in notebook.cells if tag in c.metadata.get("tags", [])]
 
 
+@pytest.mark.skipif(not RECORDED, reason="no run on the real model is recorded")
+def test_recorded_figures_are_pictures():
+    shown = [
+        output.data
+        for path in NOTEBOOKS.values()
+        for cell in code_cells(load(path))
+        for output in cell.outputs
+        if "data" in output and " size " in output.data.get("text/plain", "")
+    ]
+    assert len(shown) >= 10 and all("image/png" in data for data in shown)
+
+
 def test_one_notebook_a_stage():
     assert sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")) == [f"{stage}.ipynb" for stage in STAGES]
 
