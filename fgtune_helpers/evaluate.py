@@ -36,6 +36,7 @@ class Result:
     arguments_right: int
     arguments: int
     differs: list[str]
+    finished: bool = True
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -81,7 +82,7 @@ def judge(case: Case, output: str, finished: bool = True) -> Result:
     if state == MALFORMED:
         differs = [f"malformed: {fault}"]
     return Result(case.id, case.query, output, [asdict(c) for c in expected], [asdict(c) for c in got], state, exact,
-                  any_order, right, total, differs)  # fmt: skip
+                  any_order, right, total, differs, finished)  # fmt: skip
 
 
 def _match(expected: list[Call], got: list[Call], same: Callable[[Call, Call], bool]) -> bool:

@@ -249,7 +249,7 @@ def audit(run_dir: str, out=None) -> int:
                 problems.append(f"was made from another {need}")
         for path in sorted((run / stage).glob("scorecard*.json")):
             for result in Scorecard.load(path).results:
-                if result.id in cases and judge(cases[result.id], result.output) != result:
+                if result.id in cases and judge(cases[result.id], result.output, result.finished) != result:
                     problems.append(f"{path.name}: {result.id} is judged otherwise today")
         notebook = run / "notebooks" / f"{stage}.ipynb"
         if not notebook.exists():
