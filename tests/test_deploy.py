@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgtune_helpers import deploy, export, node, ort, prompt
-from fgtune_helpers.base import resolve_base
+from fgtune_helpers import deploy, node, ort, prompt
 from fgtune_helpers.stage import project_root
 
 TOOLS = json.loads((project_root() / "examples" / "tools.json").read_text(encoding="utf-8"))[:3]
@@ -20,23 +19,16 @@ SCENARIOS = ("cold_warm_offline", "one_thread", "service_worker_isolates", "webg
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx")
-    export.export_onnx(resolve_base("tiny").path, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def site(model, tmp_path_factory):
+def site(tiny_onnx, tmp_path_factory):
     out = tmp_path_factory.mktemp("site") / "site"
-    deploy.build_site(model, "fp32", TOOLS, out, examples=QUERIES, max_tokens=MAX_TOKENS)
+    deploy.build_site(tiny_onnx, "fp32", TOOLS, out, examples=QUERIES, max_tokens=MAX_TOKENS)
     return out
 
 
 # ---------------------------------------------------------------- the folder
 
 
-def test_the_site_is_whole_and_repeatable(model, site, tmp_path):
+def test_the_site_is_whole_and_repeatable(tiny_onnx, site, tmp_path):
     description = json.loads((site / "site.json").read_text())
     files = {entry["path"]: entry for entry in description["files"]}
     for path, entry in files.items():
@@ -55,21 +47,21 @@ def test_the_site_is_whole_and_repeatable(model, site, tmp_path):
     config = json.loads((site / "model/config.json").read_text())
     assert config["transformers.js_config"]["use_external_data_format"] == {"model.onnx": 1}
     assert "chat_template" in json.loads((site / "model/tokenizer_config.json").read_text())
-    assert (site / "model/tokenizer.json").stat().st_size < 0.9 * (model / "tokenizer.json").stat().st_size
+    assert (site / "model/tokenizer.json").stat().st_size < 0.9 * (tiny_onnx / "tokenizer.json").stat().st_size
     text = "".join((site / path).read_text() for path in description["shell"] if path.endswith((".html", ".css", ".js"))
                    and not path.startswith("runtime/"))  # fmt: skip
     assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text and "innerHTML" not in text
-    report = deploy.build_site(model, ["fp32"], TOOLS, tmp_path / "again", examples=QUERIES, max_tokens=MAX_TOKENS)
+    report = deploy.build_site(tiny_onnx, ["fp32"], TOOLS, tmp_path / "again", examples=QUERIES, max_tokens=MAX_TOKENS)
     assert report.hash == description["hash"]
     assert (tmp_path / "again/site.json").read_bytes() == (site / "site.json").read_bytes()
-    other = deploy.build_site(model, "fp32", TOOLS[:2], tmp_path / "again", prefix=False)
+    other = deploy.build_site(tiny_onnx, "fp32", TOOLS[:2], tmp_path / "again", prefix=False)
     assert other.hash != report.hash and other.variants["fp32"]["prefix"] is None
 
 
-def test_the_baked_prefix_gives_the_same_tokens(model, site):
+def test_the_baked_prefix_gives_the_same_tokens(tiny_onnx, site):
     prompts = [prompt.render([{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": query}],
                              TOOLS, add_generation_prompt=True) for query in QUERIES]  # fmt: skip
-    expected = ort.OrtGenerator(model, "fp32", max_tokens=16).generate_ids(prompts)
+    expected = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=16).generate_ids(prompts)
     with node.NodeGenerator(site / "model", "fp32", max_tokens=16) as generator:
         count = generator.use_prefix(site / "prefix/fp32.safetensors")
         for text, ids in zip(prompts, expected, strict=True):
@@ -85,9 +77,9 @@ def test_the_baked_prefix_gives_the_same_tokens(model, site):
     assert variant["prefix_tokens"] == count > 100 and variant["prefix_dtype"] == "float16"
 
 
-def test_a_prefix_that_rounding_would_change_stays_exact(model, monkeypatch, tmp_path):
+def test_a_prefix_that_rounding_would_change_stays_exact(tiny_onnx, monkeypatch, tmp_path):
     monkeypatch.setattr(deploy, "_same_answers", lambda *_: False)
-    summary = deploy.bake_prefix(model, "fp32", TOOLS, prompt.TRIGGER, QUERIES, tmp_path / "p.safetensors", ["x"])
+    summary = deploy.bake_prefix(tiny_onnx, "fp32", TOOLS, prompt.TRIGGER, QUERIES, tmp_path / "p.safetensors", ["x"])
     assert summary["dtype"] == "float32"
     from safetensors.numpy import load_file
 
@@ -96,8 +88,8 @@ def test_a_prefix_that_rounding_would_change_stays_exact(model, monkeypatch, tmp
     assert {array.shape[2] for array in arrays.values()} == {summary["tokens"]}
 
 
-def test_rounding_is_judged_by_the_answers(model):
-    generator = ort.OrtGenerator(model, "fp32", max_tokens=8)
+def test_rounding_is_judged_by_the_answers(tiny_onnx):
+    generator = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=8)
     ids = deploy.prefix_ids(generator.encode, TOOLS, prompt.TRIGGER)
     _, past = generator.model.run(np.array([ids]), generator.model.empty())
     exact = [value.numpy() for value in past]
@@ -109,18 +101,18 @@ def test_rounding_is_judged_by_the_answers(model):
     assert not deploy._same_answers(generator, asked, len(ids), [array * np.inf for array in exact])
 
 
-def test_refusals_are_one_line(model, tmp_path):
+def test_refusals_are_one_line(tiny_onnx, tmp_path):
     for variants, words in (("q9", "unknown variant 'q9'"), ("q4", "does not exist"), ([], "no variant")):
         with pytest.raises(deploy.DeployError, match=words):
-            deploy.build_site(model, variants, TOOLS, tmp_path / "out")
+            deploy.build_site(tiny_onnx, variants, TOOLS, tmp_path / "out")
     full = tmp_path / "mine"
     full.mkdir()
     (full / "thesis.txt").write_text("dear")
     with pytest.raises(deploy.DeployError, match="not overwritten"):
-        deploy.build_site(model, "fp32", TOOLS, full)
+        deploy.build_site(tiny_onnx, "fp32", TOOLS, full)
     with pytest.raises(prompt.SchemaError):
         deploy.build_site(
-            model, "fp32", [{"name": "f", "parameters": {"type": ["x"]}}, {"name": "f"}], tmp_path / "out"
+            tiny_onnx, "fp32", [{"name": "f", "parameters": {"type": ["x"]}}, {"name": "f"}], tmp_path / "out"
         )
     assert (full / "thesis.txt").read_text() == "dear" and sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
 

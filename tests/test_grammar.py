@@ -132,11 +132,10 @@ def test_control_tokens_cannot_be_spelled_in_ordinary_characters(tokenizer_file,
     assert fits(constraint, single[:-1]) and not fits(constraint, single)
 
 
-def test_the_untuned_model_makes_no_malformed_call(tmp_path, tokenizer_file):
-    from fgtune_helpers import export, ort
+def test_the_untuned_model_makes_no_malformed_call(tiny_onnx, tokenizer_file):
+    from fgtune_helpers import ort
 
-    export.export_onnx(resolve_base("tiny").path, tmp_path)
-    generator = ort.OrtGenerator(tmp_path, "fp32", max_tokens=240)
+    generator = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=240)
     queries = ["Weather in Paris?", "Ping it", "Is it loud in Rome tomorrow?"]
     prompts = [
         prompt.render([{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": q}], TOOLS, True)

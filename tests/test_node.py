@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fgtune_helpers import export, node, ort, prompt
+from fgtune_helpers import node, ort, prompt
 from fgtune_helpers.base import resolve_base
 from fgtune_helpers.stage import project_root
 
@@ -20,20 +20,13 @@ PROMPTS = [prompt.render(messages(query), TOOLS, add_generation_prompt=True) for
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("onnx")
-    export.export_onnx(resolve_base("tiny").path, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def generator(model):
-    with node.NodeGenerator(model, "fp32", max_tokens=12) as made:
+def generator(tiny_onnx):
+    with node.NodeGenerator(tiny_onnx, "fp32", max_tokens=12) as made:
         yield made
 
 
-def test_same_tokens_as_onnxruntime_with_and_without_the_shared_prefix(model, generator):
-    expected = ort.OrtGenerator(model, "fp32", max_tokens=12).generate_ids(PROMPTS)
+def test_same_tokens_as_onnxruntime_with_and_without_the_shared_prefix(tiny_onnx, generator):
+    expected = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=12).generate_ids(PROMPTS)
     assert generator.generate_ids(PROMPTS) == expected
     shared = [row["reusedTokens"] for row in generator.stats]
     assert min(shared) > 100 and all(row["reusedTokens"] < row["promptTokens"] for row in generator.stats)
@@ -58,20 +51,20 @@ def test_transformers_js_renders_the_prompt_that_we_render(generator):
     assert answer["prompt"] == PROMPTS[0] and answer["ids"] == generator.generate_ids(PROMPTS[:1])[0]
 
 
-def test_stop_ids_end_an_answer(model, tmp_path):
+def test_stop_ids_end_an_answer(tiny_onnx, tmp_path):
     """A head that always says <start_function_response>: the answer is empty, not 12 tokens long."""
     import onnx
     from onnx import numpy_helper
 
     folder = tmp_path / "stops"
     folder.mkdir()
-    for file in model.iterdir():
+    for file in tiny_onnx.iterdir():
         if file.is_file():
             (folder / file.name).write_bytes(file.read_bytes())
     (folder / "onnx").mkdir()
-    graph = onnx.load(model / "onnx" / "model.onnx")
+    graph = onnx.load(tiny_onnx / "onnx" / "model.onnx")
     logits = next(o for o in graph.graph.output if o.name == "logits")
-    vocab = json.loads((model / "config.json").read_text())["vocab_size"]
+    vocab = json.loads((tiny_onnx / "config.json").read_text())["vocab_size"]
     import numpy as np
 
     bias = np.zeros(vocab, np.float32)
@@ -87,7 +80,7 @@ def test_stop_ids_end_an_answer(model, tmp_path):
         assert made.finished == [True, True]
 
 
-def test_errors_are_one_line_and_the_process_goes_on(generator, model, tmp_path):
+def test_errors_are_one_line_and_the_process_goes_on(generator, tiny_onnx, tmp_path):
     with pytest.raises(node.NodeError, match="user"):
         generator.render([{"role": "nobody", "content": "x"}])
     assert generator.encode(["a"])[0]
@@ -96,13 +89,13 @@ def test_errors_are_one_line_and_the_process_goes_on(generator, model, tmp_path)
     with pytest.raises(node.NodeError, match=r"config\.json"):
         node.NodeGenerator(tmp_path, "fp32")
     with pytest.raises(node.NodeError, match="unknown variant 'q5'"):
-        node.NodeGenerator(model, "q5")
+        node.NodeGenerator(tiny_onnx, "q5")
     with pytest.raises(node.NodeError, match=r"holds no onnx/model_q4\.onnx"):
-        node.NodeGenerator(model, "q4")
+        node.NodeGenerator(tiny_onnx, "q4")
 
 
-def test_a_process_that_dies_is_reported(model):
-    made = node.NodeGenerator(model, "fp32", max_tokens=4)
+def test_a_process_that_dies_is_reported(tiny_onnx):
+    made = node.NodeGenerator(tiny_onnx, "fp32", max_tokens=4)
     made.process.kill()
     with pytest.raises(node.NodeError, match="Node stopped with status"):
         made.generate(PROMPTS[:1])

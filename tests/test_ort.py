@@ -5,7 +5,8 @@ import pytest
 from test_export import make_model
 
 from fgtune_helpers.export import export_onnx
-from fgtune_helpers.ort import OrtError, OrtGenerator, OrtModel, shared_prefix
+from fgtune_helpers.generate import common_prefix
+from fgtune_helpers.ort import OrtError, OrtGenerator, OrtModel
 
 PREFIX = "<bos><start_of_turn>developer\nYou can call functions: weather, timer, lights.<end_of_turn>\n"
 PROMPTS = [
@@ -67,7 +68,7 @@ def test_stop_ids_come_from_the_folder_and_the_prefix_is_run_once(folder, monkey
     run = OrtModel.run
     monkeypatch.setattr(OrtModel, "run", lambda self, ids, *a, **k: runs.append(ids.shape) or run(self, ids, *a, **k))
     generator.generate_ids(PROMPTS)
-    common = shared_prefix([generator.encode(prompt) for prompt in PROMPTS])
+    common = common_prefix([generator.encode(prompt) for prompt in PROMPTS])
     assert common >= len(generator.encode(PREFIX))
     assert runs.count((1, common)) == 1
     assert sum(shape[1] for shape in runs if shape[0] == 1) < 2 * common + 200
@@ -130,7 +131,7 @@ def test_a_baked_prefix_continues_as_the_whole_prompt(folder):
     ],
 )
 def test_shared_prefix_leaves_each_row_a_token(rows, count):
-    assert shared_prefix(rows) == count
+    assert common_prefix(rows) == count
 
 
 @pytest.mark.parametrize(
