@@ -76,9 +76,9 @@ class Bench:
 
         self.model, self.work, self.rounds, self.rows = model, work, rounds, []
         tokenizer = load_tokenizer(model)
-        ids = lambda split: [list(dataset.tokenize(row, tokenizer).ids) for row in dataset.read_json(data / split)]
-        self.calibration = ids("train.jsonl")[:rows]
-        self.held_out = ids("test.jsonl")[:8]
+        ids = lambda split: [list(row.ids) for row in dataset.load_rows(data, split, tokenizer)]
+        self.calibration = ids("train")[:rows]
+        self.held_out = ids("test")[:8]
         self.cases = dataset.load_cases(data, "test")
         self.folder = work / "onnx"
 

@@ -408,6 +408,11 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
+def load_rows(folder: Path, split: str, tokenizer) -> list[Row]:
+    """The tokenised rows of `<folder>/<split>.jsonl` as stage 01 wrote it."""
+    return [tokenize(example, tokenizer) for example in read_json(folder / f"{split}.jsonl")]
+
+
 def load_cases(folder: Path, split: str) -> list[Case]:
     """The cases of `<folder>/<split>.jsonl` as stage 01 wrote it."""
     return [case_of(example) for example in read_json(folder / f"{split}.jsonl")]

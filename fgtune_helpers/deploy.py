@@ -25,6 +25,7 @@ from . import export
 from .node import NodeProcess, ToolMissing, find_package
 from .slim import SlimError, slim_tokenizer
 from .stage import project_root
+from .wide import SESSION, widen
 
 PART = 4 * 1024 * 1024  # bytes per checked part of a download; the same number stands in web/store.js
 HALF = ("fp16", "q4f16")  # 16-bit floats in and out: for WebGPU only
@@ -126,7 +127,7 @@ def build_site(
         shutil.rmtree(work, ignore_errors=True)
     sizes = [path.stat().st_size for path in out_dir.rglob("*") if path.is_file()]
     shown = {
-        name: {key: value for key, value in variant.items() if key not in ("files", "weights", "load")}
+        name: {key: value for key, value in variant.items() if key not in ("files", "weights", "load", "wide")}
         | {"files": len(variant["files"])}
         for name, variant in site["variants"].items()
     }
@@ -186,13 +187,15 @@ def _copy_runtime(work: Path) -> dict:
 
 
 def _copy_variant(model_dir: Path, work: Path, name: str) -> list[str]:
-    """Copy a variant's graph and weights; returns their paths in the site."""
+    """Copy a variant's graph and weights, add its wide graph; returns the paths of the first two in the site."""
     (work / "model" / "onnx").mkdir(parents=True, exist_ok=True)
     graph = model_dir / "onnx" / export.model_file(name)
     paths = []
     for source in [graph, *export.data_files(graph)]:
         shutil.copyfile(source, work / "model" / "onnx" / source.name)
         paths.append(f"model/onnx/{source.name}")
+    if name not in HALF:
+        widen(graph, work / "model" / "onnx" / export.model_file(name, wide=True))
     return paths
 
 
@@ -222,7 +225,8 @@ def _copy_model_files(model_dir: Path, work: Path, weights: dict[str, list[str]]
 
 
 def _variant(name: str, weights: list[str], prefix: dict | None, entries: dict) -> dict:
-    files = [f"model/{file}" for file in READ_BY_PAGE] + weights
+    common = [f"model/{file}" for file in READ_BY_PAGE]
+    files, wide = common + weights, f"model/onnx/{export.model_file(name, wide=True)}"
     return {
         "devices": ["webgpu"] if name in HALF else ["wasm"] if name in PROCESSOR_ONLY else ["webgpu", "wasm"],
         "half": name in HALF,
@@ -230,10 +234,24 @@ def _variant(name: str, weights: list[str], prefix: dict | None, entries: dict) 
         "bytes": sum(entries[path]["bytes"] for path in files) + (prefix["bytes"] if prefix else 0),
         "files": files,
         "weights": weights,
+        "wide": _wide(name, [*common, wide, *weights[1:]]) if wide in entries else None,
         "prefix": prefix["path"] if prefix else None,
         "prefix_tokens": prefix["tokens"] if prefix else 0,
         "prefix_dtype": prefix["dtype"] if prefix else None,
         "prefix_bytes": prefix["bytes"] if prefix else 0,
+    }
+
+
+def _wide(name: str, files: list[str]) -> dict:
+    """How the page loads the graph of `wide.py`, which shares the data files of the variant."""
+    data = [Path(path).name for path in files if path.startswith("model/onnx/")][1:]
+    return {
+        "load": dict(zip(("model_file_name", "dtype"), export.loading(name, wide=True), strict=True)),
+        "files": files,
+        "session": {
+            "extra": {"session": {key.removeprefix("session."): value for key, value in SESSION.items()}},
+            "externalData": [{"path": name, "data": f"onnx/{name}"} for name in data],
+        },
     }
 
 
@@ -606,6 +624,7 @@ def try_in_browser(
     variant: str = "auto",
     threads: int = 0,
     use_prefix: bool = True,
+    memory: str = "auto",
     run_tools: bool = False,
     constrained: bool = False,
     screenshots=None,
@@ -616,7 +635,8 @@ def try_in_browser(
     `cases` are texts or rows with `userQuery`. Returns per case `{query, text, ids, calls, error, problems, seconds,
     ttft, tokens_per_second, new_tokens, prompt_tokens, reused_tokens, answer}`; the first also carries `page` (device,
     variant, why, load seconds, memory) and `screenshots` (paths, when a folder is given). Without `isolated` the
-    headers are left out and the service worker is blocked: one thread. `timeout` is seconds for each step.
+    headers are left out and the service worker is blocked: one thread. With `memory` "small" the weights stay packed.
+    `timeout` is seconds for each step.
     """
     queries = [_query(case) for case in cases]
     if not queries or not all(queries):
@@ -627,7 +647,7 @@ def try_in_browser(
     with serving(site_dir, isolated=isolated) as url:
         job = browser_job(
             "ask", url=url, queries=queries, device=device, variant=variant, threads=threads, usePrefix=use_prefix,
-            runTools=run_tools, constrained=constrained, screenshots=str(folder) if folder else None,
+            memory=memory, runTools=run_tools, constrained=constrained, screenshots=str(folder) if folder else None,
             serviceWorkers="allow" if isolated else "block", timeout=timeout * 1000,
         )  # fmt: skip
         answers = run_browser(job)

@@ -61,11 +61,17 @@ class ExportReport:
         return asdict(self)
 
 
-def model_file(variant: str) -> str:
-    """`q4` -> `model_q4.onnx`, the name that transformers.js asks for. Raises ExportError for an unknown variant."""
+def loading(variant: str, wide: bool = False) -> tuple[str, str]:
+    """What transformers.js takes as (model_file_name, dtype); `wide` is the graph of `wide.py`. Raises ExportError."""
     if variant not in LOADING:
         raise ExportError(f"unknown variant {variant!r}: use one of {', '.join(LOADING)}")
     name, dtype = LOADING[variant]
+    return f"{name}_wide" if wide else name, dtype
+
+
+def model_file(variant: str, wide: bool = False) -> str:
+    """`q4` -> `model_q4.onnx`, the name that transformers.js asks for. Raises ExportError for an unknown variant."""
+    name, dtype = loading(variant, wide)
     return f"{name}.onnx" if dtype == "fp32" else f"{name}_{dtype}.onnx"
 
 

@@ -37,16 +37,17 @@ PARAMETERS: dict[str, Param] = {
     "test_cases": Param(48, "held-out cases, the same at every stage", 2, 5000),
     "valid_cases": Param(32, "validation cases, for the best checkpoint", 2, 5000),
     "similarity": Param(85, "queries at least this alike (0 to 100) stay in one split", 50, 100),
+    "augment": Param(1, "new examples made of each training example by exchanging names and numbers", 0, 100),
     "max_seq_length": Param(2048, "longest training row in tokens; a longer one is an error", 64, 32768),
     "fine_tune_type": Param("lora", "lora, dora or full", choices=("lora", "dora", "full")),
     "num_layers": Param(-1, "layers that get adapters, counted from the last; -1 is all", -1, 1000),
     "rank": Param(8, "rank of the adapters", 1, 512),
     "scale": Param(20.0, "factor on the adapters' product", 0.01, 1000),
     "dropout": Param(0.0, "dropout on the adapters' input", 0, 0.9),
-    "iters": Param(360, "training steps", 1, 1_000_000),
-    "batch_size": Param(16, "rows per step", 1, 1024),
+    "iters": Param(210, "training steps", 1, 1_000_000),
+    "batch_size": Param(24, "rows per step", 1, 1024),
     "grad_accumulation_steps": Param(1, "batches per optimiser step", 1, 1024),
-    "learning_rate": Param(4e-4, "peak of the schedule", 1e-8, 1.0),
+    "learning_rate": Param(5e-4, "peak of the schedule", 1e-8, 1.0),
     "precision": Param(
         "auto",
         "auto: bfloat16 products where the CPU has them, else float32; or float32, bfloat16",
@@ -54,7 +55,7 @@ PARAMETERS: dict[str, Param] = {
     ),
     "warmup": Param(10, "steps of linear warm-up, before the cosine", 0, 100_000),
     "steps_per_report": Param(10, "steps between two lines of progress", 1, 100_000),
-    "steps_per_eval": Param(120, "steps between two validations by exact match", 1, 100_000),
+    "steps_per_eval": Param(105, "steps between two validations by exact match", 1, 100_000),
     "patience": Param(0, "validations without a better one before training stops; 0 never stops early", 0, 1000),
     "workers": Param(1, "processes that share each batch, started by mlx.launch", 1, 64),
     "report_to": Param(
@@ -72,7 +73,7 @@ PARAMETERS: dict[str, Param] = {
     "max_drop": Param(0.03, "share of held-out cases that a variant may lose against the fused model", 0, 1),
     "node_variants": Param(["q4"], "variants that transformers.js is tested with in Node"),
     "deploy_variant": Param("q4", "variant that the browser page loads", choices=VARIANTS),
-    "browser_cases": Param(3, "held-out cases that a real browser answers", 1, 1000),
+    "browser_cases": Param(8, "held-out cases that a real browser answers", 1, 1000),
 }
 
 

@@ -82,10 +82,7 @@ def work(job_file: str) -> None:
     model, tokenizer = load_model(job["base"])
     add_lora(model, **job["adapters"])
     folder = Path(job["data"])
-    rows = [
-        [data.tokenize(example, tokenizer._tokenizer) for example in data.read_json(folder / f"{split}.jsonl")]
-        for split in ("train", "valid")
-    ]
+    rows = [data.load_rows(folder, split, tokenizer._tokenizer) for split in ("train", "valid")]
     cases = data.load_cases(folder, "valid")
 
     def exact(model):

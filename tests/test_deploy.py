@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgtune_helpers import deploy, node, ort, prompt
+from fgtune_helpers import deploy, node, ort, prompt, quantize
 from fgtune_helpers.stage import project_root
 
 TOOLS = json.loads((project_root() / "examples" / "tools.json").read_text(encoding="utf-8"))[:3]
@@ -115,6 +115,41 @@ def test_refusals_are_one_line(tiny_onnx, tmp_path):
             tiny_onnx, "fp32", [{"name": "f", "parameters": {"type": ["x"]}}, {"name": "f"}], tmp_path / "out"
         )
     assert (full / "thesis.txt").read_text() == "dear" and sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
+
+
+# ---------------------------------------------------------------- two graphs over the same weights
+
+
+@pytest.fixture(scope="module")
+def packed_site(tiny_onnx, tmp_path_factory):
+    """A site with a 4-bit variant; its activations stay floats, as they do in WASM."""
+    base = tmp_path_factory.mktemp("packed")
+    quantize.quantize(tiny_onnx, "q4", base / "model", recipe=quantize.Recipe(method="rtn", accuracy=0))
+    deploy.build_site(base / "model", "q4", TOOLS, base / "site", examples=QUERIES, max_tokens=12)
+    return base / "site"
+
+
+def test_the_wide_graph_shares_the_data(packed_site):
+    description = json.loads((packed_site / "site.json").read_text())
+    variant = description["variants"]["q4"]
+    wide = variant["wide"]
+    assert set(variant["files"]) - set(wide["files"]) == {"model/onnx/model_q4.onnx"}
+    assert set(wide["files"]) - set(variant["files"]) == {"model/onnx/model_wide_q4.onnx"}
+    assert wide["load"] == {"model_file_name": "model_wide", "dtype": "q4"}
+    assert wide["session"]["externalData"] == [{"path": "model_q4.onnx_data", "data": "onnx/model_q4.onnx_data"}]
+    assert set(wide["files"]) <= {entry["path"] for entry in description["files"]}
+    assert "model/onnx/model_wide_q4.onnx" not in variant["weights"], "one prefix serves both"
+
+
+@pytest.mark.browser
+def test_both_graphs_give_the_same_tokens_in_chromium(packed_site):
+    answers = {}
+    for memory in ("auto", "small"):
+        rows = deploy.try_in_browser(packed_site, QUERIES, memory=memory, timeout=90)
+        assert rows[0]["page"]["wide"] == (memory == "auto") and rows[0]["page"]["complaints"] == []
+        assert ("stay packed" in rows[0]["page"]["why"]) == (memory == "small")
+        answers[memory] = [row["ids"] for row in rows]
+    assert answers["auto"] == answers["small"]
 
 
 # ---------------------------------------------------------------- serving

@@ -460,10 +460,7 @@ def test_two_workers_take_the_steps_of_one(tiny, tmp_path, few):
     config = quick(iters=5, steps_per_eval=0, batch_size=3)
     model, tokenizer = train.load_model(tiny)
     train.add_lora(model, **adapters)
-    rows = [
-        [data.tokenize(e, tokenizer._tokenizer) for e in data.read_json(few / f"{split}.jsonl")]
-        for split in ("train", "valid")
-    ]
+    rows = [data.load_rows(few, split, tokenizer._tokenizer) for split in ("train", "valid")]
     assert {len(batch) for batch in train.plan_epoch(rows[0], 3, config.seed, 0)} == {1, 3}
     alone = train.train(model, tokenizer, *rows, config, tmp_path / "one", on_report=lambda _: None)
     seen = []

@@ -33,7 +33,7 @@ function message(text, bad = false) {
   $('setup-message').classList.toggle('bad', bad);
 }
 
-const wish = () => ({ device: $('device').value, variant: $('variant').value, threads: Number($('threads').value) });
+const wish = () => ({ device: $('device').value, variant: $('variant').value, threads: Number($('threads').value), memory: $('memory').value });
 
 // ---------------------------------------------------------------- before the download
 
@@ -328,7 +328,7 @@ $('delete').addEventListener('click', async () => {
   if (!state.model) await look();
   else $('delete').hidden = true;
 });
-for (const id of ['device', 'variant', 'threads']) $(id).addEventListener('change', look);
+for (const id of ['device', 'variant', 'threads', 'memory']) $(id).addEventListener('change', look);
 $('form').addEventListener('submit', (event) => {
   event.preventDefault();
   ask($('query').value);
@@ -357,6 +357,6 @@ async function serviceWorker() {
   } catch { /* the page works without it */ }
 }
 
-for (const id of ['device', 'threads', 'grammar']) if (query.get(id)) $(id).value = query.get(id);
+for (const id of ['device', 'threads', 'memory', 'grammar']) if (query.get(id)) $(id).value = query.get(id);
 await Promise.all([look(), serviceWorker()]);
 if (query.has('start')) load();

@@ -1,16 +1,22 @@
 /** Which device runs the model, in which order to try, and why. */
 
-/** @typedef {{device: 'webgpu'|'wasm', threads: number, variant: string, why: string}} Candidate */
+/**
+ * `wide`: weights are unpacked to floats when the model starts, which WASM decodes several times as fast from.
+ * @typedef {{device: 'webgpu'|'wasm', threads: number, variant: string, wide: boolean, why: string}} Candidate
+ */
 
 const GPU_ORDER = ['q4f16', 'q4', 'fp16', 'q4s', 'fp32'];
 const CPU_ORDER = ['q4', 'int8', 'q4s', 'fp32'];
+/** Gigabytes of memory from which on weights are unpacked; browsers tell at most 8, or nothing at all. */
+const ROOMY = 8;
 
-/** Look at the browser (page or worker): `{gpu, gpuWhy, half, software, isolated, cores}`. */
+/** Look at the browser (page or worker): `{gpu, gpuWhy, half, software, isolated, cores, roomy}`. */
 export async function inspectBrowser() {
   const found = {
     gpu: false, gpuWhy: '', half: false, software: false,
     isolated: Boolean(globalThis.crossOriginIsolated && typeof SharedArrayBuffer !== 'undefined'),
     cores: navigator.hardwareConcurrency || 1,
+    roomy: (navigator.deviceMemory ?? ROOMY) >= ROOMY && !/Mobi|Android|iPhone|iPad/.test(navigator.userAgent ?? ''),
   };
   if (!navigator.gpu) {
     found.gpuWhy = globalThis.isSecureContext === false ? 'WebGPU needs a secure page (https)' : 'this browser has no WebGPU';
@@ -37,11 +43,11 @@ export async function inspectBrowser() {
 /**
  * Candidates in the order to try.
  * @param {object} browser what `inspectBrowser` found
- * @param {Record<string, {devices: string[], half: boolean}>} variants of `site.json`
- * @param {{device?: string, variant?: string, threads?: number}} wish 'auto' leaves the choice
+ * @param {Record<string, {devices: string[], half: boolean, wide: object|null}>} variants of `site.json`
+ * @param {{device?: string, variant?: string, threads?: number, memory?: 'auto'|'small'}} wish 'auto' leaves the choice
  * @returns {Candidate[]}
  */
-export function candidates(browser, variants, { device = 'auto', variant = 'auto', threads = 0 } = {}) {
+export function candidates(browser, variants, { device = 'auto', variant = 'auto', threads = 0, memory = 'auto' } = {}) {
   const pick = (kind, order) => {
     const fits = (name) => variants[name]?.devices.includes(kind) && (kind !== 'webgpu' || browser.half || !variants[name].half);
     if (variant !== 'auto') return fits(variant) ? variant : null;
@@ -55,7 +61,7 @@ export function candidates(browser, variants, { device = 'auto', variant = 'auto
     const name = pick('webgpu', GPU_ORDER);
     if (name) {
       const why = device === 'auto' ? 'the fastest: this browser has WebGPU' : 'as chosen';
-      list.push({ device: 'webgpu', threads: 1, variant: name, why });
+      list.push({ device: 'webgpu', threads: 1, variant: name, wide: false, why });
     } else gpuWhy = browser.half ? 'no variant for WebGPU is deployed' : 'the graphics adapter has no 16-bit floats';
   }
   if (device !== 'webgpu') {
@@ -65,7 +71,11 @@ export function candidates(browser, variants, { device = 'auto', variant = 'auto
     const used = browser.isolated ? count : 1;
     const reason = device === 'wasm' ? 'as chosen' : gpuWhy;
     const alone = browser.isolated ? '' : 'one thread, because the page is not cross-origin isolated';
-    if (name) list.push({ device: 'wasm', threads: used, variant: name, why: [reason, alone].filter(Boolean).join('; ') });
+    const wides = name && variants[name].wide && memory !== 'small' && browser.roomy ? [true, false] : [false];
+    for (const wide of name ? wides : []) {
+      const slow = !wide && variants[name].wide ? 'weights stay packed, which needs little memory and more time' : '';
+      list.push({ device: 'wasm', threads: used, variant: name, wide, why: [reason, alone, slow].filter(Boolean).join('; ') });
+    }
   }
   if (!list.length) {
     const which = variant === 'auto' ? 'no deployed variant' : `the variant ${variant} does not`;

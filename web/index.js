@@ -24,6 +24,7 @@ export { deviceName } from './device.js';
  * @property {'auto'|'webgpu'|'wasm'} [device]
  * @property {string} [variant] 'auto' or a deployed variant, such as 'q4'
  * @property {number} [threads] for WASM; 0 leaves the choice
+ * @property {'auto'|'small'} [memory] for WASM; 'small' keeps the weights packed: less memory, slower answers
  * @property {boolean} [usePrefix] take the baked keys and values of the tool declarations (default true)
  * @property {(progress: Progress) => void} [onProgress]
  * @property {AbortSignal} [signal] pauses the download; what arrived is kept
@@ -79,7 +80,7 @@ class Link {
 let idle = null; // a worker that has looked at the site, ready to load
 const take = () => idle ?? (idle = new Link());
 const folder = (base) => new URL(base ?? './', globalThis.document?.baseURI ?? globalThis.location.href).href.replace(/[^/]*$/, '');
-const wishOf = ({ device = 'auto', variant = 'auto', threads = 0 }) => ({ device, variant, threads });
+const wishOf = ({ device = 'auto', variant = 'auto', threads = 0, memory = 'auto' }) => ({ device, variant, threads, memory });
 
 /** What would be loaded, before anything is: size, variant, device and why, and how much of it is cached. */
 export function inspect(options = {}) {

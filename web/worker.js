@@ -58,8 +58,8 @@ const operations = {
         return await start(candidate, failures, usePrefix, id, signal, started);
       } catch (error) {
         if (signal.aborted || error.name === 'DownloadError' || candidate === tries.at(-1)) throw error;
-        failures.push(`${candidate.device} failed: ${firstLine(error)}`);
-        post(id, { type: 'step', step: `${candidate.device} failed, trying the next device` });
+        failures.push(`${candidate.wide ? 'unpacked weights' : candidate.device} failed: ${firstLine(error)}`);
+        post(id, { type: 'step', step: `${candidate.device} failed, trying the next way` });
       }
     }
     return null;
@@ -91,8 +91,9 @@ const operations = {
 };
 
 /** Paths that a candidate needs. */
-function needs({ variant, device }) {
-  const { files, prefix } = site.variants[variant];
+function needs({ variant, device, wide }) {
+  const { prefix, ...packed } = site.variants[variant];
+  const { files } = wide ? packed.wide : packed;
   const runtime = site.runtime[device].wasm;
   return [runtime, ...files, ...(prefix ? [prefix] : [])];
 }
@@ -114,10 +115,12 @@ async function start(candidate, failures, usePrefix, id, signal, started) {
   await store.fetch(paths, (progress) => post(id, { type: 'progress', ...progress, candidate }), signal);
   const downloaded = performance.now();
   const transformers = await runtime(candidate);
+  const { load, wide } = site.variants[candidate.variant];
   engine = await loadEngine(transformers, {
     name: site.model,
-    load: site.variants[candidate.variant].load,
+    load: candidate.wide ? wide.load : load,
     device: candidate.device,
+    sessionOptions: candidate.wide ? wide.session : {},
     onStep: (step) => post(id, { type: 'step', step }),
   });
   if (signal.aborted) throw signal.reason;

@@ -77,6 +77,12 @@ test('device choice', () => {
   assert.deepEqual(short(candidates({ ...browser, gpu: false, gpuWhy: 'none', isolated: false }, variants)), ['wasm q4 1']);
   assert.match(candidates({ ...browser, gpu: false, gpuWhy: 'none', isolated: false }, variants)[0].why, /none; one thread, because/);
   assert.deepEqual(short(candidates(browser, variants, { device: 'wasm', threads: 2 })), ['wasm q4 2']);
+  const wide = { q4: { ...variants.q4, wide: {} } };
+  const ways = (list) => list.map((candidate) => candidate.wide);
+  assert.deepEqual(ways(candidates({ ...browser, roomy: true }, wide)), [false, true, false], 'packed again when that fails');
+  assert.deepEqual(ways(candidates({ ...browser, roomy: false }, wide, { device: 'wasm' })), [false]);
+  assert.deepEqual(ways(candidates({ ...browser, roomy: true }, wide, { device: 'wasm', memory: 'small' })), [false]);
+  assert.match(candidates(browser, wide, { device: 'wasm', memory: 'small' })[0].why, /stay packed/);
   assert.throws(() => candidates(browser, variants, { device: 'wasm', variant: 'q4f16' }), /q4f16 does not runs? on wasm|q4f16/);
 });
 

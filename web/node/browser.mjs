@@ -40,6 +40,7 @@ export async function visit(page, job) {
   const url = new URL(job.url);
   for (const key of ['device', 'variant']) if (job[key] && job[key] !== 'auto') url.searchParams.set(key, job[key]);
   if (job.threads) url.searchParams.set('threads', job.threads);
+  if (job.memory) url.searchParams.set('memory', job.memory);
   if (job.usePrefix === false) url.searchParams.set('prefix', 'off');
   if (job.serviceWorkers === 'block') url.searchParams.set('sw', 'off');
   await page.goto(url.href);

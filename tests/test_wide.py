@@ -1,0 +1,67 @@
+"""The graph for WebAssembly: the same numbers from the same bytes."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from fgtune_helpers import ort, wide
+from fgtune_helpers.export import model_file
+from fgtune_helpers.quantize import Recipe, quantize
+
+ROW = [2, 105, 364, 107, 65, 66, 67, 106]
+
+
+@pytest.fixture(scope="module")
+def packed(tiny_onnx, tmp_path_factory):
+    """Two variants whose activations stay floats, so that both graphs compute the same."""
+    out = tmp_path_factory.mktemp("packed")
+    plain = {"method": "rtn", "accuracy": 0}
+    quantize(tiny_onnx, "q4", out, recipe=Recipe(more={"v_proj": 8}, **plain))
+    quantize(tiny_onnx, "q4s", out, recipe=Recipe(embed_bits=4, embed_block=32, **plain))
+    return out / "onnx"
+
+
+def logits(path, monkeypatch, config):
+    """What a graph says after each token of ROW."""
+    plain = onnxruntime.SessionOptions
+
+    def options():
+        made = plain()
+        for key, value in config.items():
+            made.add_session_config_entry(key, value)
+        return made
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", options)
+    model = ort.OrtModel(path)
+    monkeypatch.undo()
+    return model.run(np.array([ROW]), model.empty(), keep=0)[0]
+
+
+@pytest.mark.parametrize("variant", ["q4", "q4s"])
+@pytest.mark.parametrize("largest", [wide.LARGEST, 2**14])
+def test_the_same_numbers_from_the_same_file(packed, monkeypatch, variant, largest):
+    source, out = packed / model_file(variant), packed / model_file(variant, wide=True)
+    before = {path.name for path in packed.iterdir()} - {out.name}
+    expected = logits(source, monkeypatch, {})
+    monkeypatch.setattr(wide, "LARGEST", largest)
+    assert wide.widen(source, out)
+    found = logits(out, monkeypatch, wide.SESSION)
+    assert abs(found - expected).max() < 1e-4 * abs(expected).max()
+    assert {path.name for path in packed.iterdir()} == before | {out.name}, "no data of its own"
+    graph = onnx.load(str(out), load_external_data=False).graph
+    ops = [node.op_type for node in graph.node]
+    assert "MatMulNBits" not in ops and ops.count("DequantizeLinear") == ops.count("FusedMatMul")
+    assert ("Concat" in [n.op_type for n in graph.node if n.output[0] == "lm_head"]) == (largest < wide.LARGEST)
+    assert len({tensor.name for tensor in graph.initializer}) == len(graph.initializer)
+
+
+def test_nothing_to_do(tiny_onnx, packed, tmp_path):
+    assert not wide.widen(tiny_onnx / "onnx" / model_file("fp32"), tmp_path / "x.onnx")
+    model = onnx.load(str(packed / model_file("q4")), load_external_data=False)
+    for node in model.graph.node:  # an odd number of 4-bit zero points in a row leaves half a byte empty
+        for item in node.attribute:
+            if node.op_type == "MatMulNBits" and item.name == "K":
+                item.i = next(a.i for a in node.attribute if a.name == "block_size") * 3
+    onnx.save(model, str(tmp_path / "odd.onnx"))
+    assert not wide.widen(tmp_path / "odd.onnx", tmp_path / "x.onnx") and not (tmp_path / "x.onnx").exists()
