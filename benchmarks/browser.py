@@ -3,7 +3,8 @@
     python benchmarks/browser.py --run runs/quickstart --json rows.json
 
 `--run` is a finished run. For each variant and device the same held-out questions are asked twice, with the shipped
-keys and values of the tool declarations and without them; the answers must be the same, token for token. With
+keys and values of the tool declarations and without them; the answers must be the same, token for token. "packed" is
+WASM without the second graph that unpacks the weights when it starts. With
 `--cases N` N held-out cases are compared with stage 09's answers of Node. WebGPU is only tried with `--webgpu` (it
 needs a GPU: on SwiftShader a 270M model takes minutes a token).
 """
@@ -37,7 +38,11 @@ def main() -> int:
     cases = data.load_cases(options.run / "01_data", "test")
     tools = json.loads((options.run / "01_data" / "tools.json").read_text(encoding="utf-8"))
     questions = [case.query for case in cases if case.calls][: options.questions]
-    devices = {"wasm, threads": {"isolated": True}, "wasm, one thread": {"isolated": False}}
+    devices = {
+        "wasm, threads": {"isolated": True},
+        "wasm, one thread": {"isolated": False},
+        "wasm, packed": {"isolated": True, "memory": "small"},  # without the wide graph
+    }
     if options.webgpu:
         devices["webgpu"] = {"device": "webgpu"}
     rows, bad = [], 0

@@ -15,6 +15,8 @@ Shapes: `T` packed tokens, `P` prefix, `K` key-value heads, `r` query heads for 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import warnings
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from . import blas
 
 BLOCK = 256  # queries per attention block of the prefix
 VOCABULARY_CHUNK = 8192
+TRIM_EVERY = 8  # steps; in between, freed memory stays with the process
 ROW_CHUNK = 512  # learned tokens whose logits are held at a time: 16 MB
 
 
@@ -57,6 +60,12 @@ def why_not_bfloat16() -> str | None:
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     return "this processor has no instructions for bfloat16 (AVX512-BF16 or AMX)"
+
+
+def give_memory_back() -> None:
+    """Let glibc return what lies free between blocks still in use: batches differ in size, and holes add up."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _linears(layer):
@@ -506,7 +515,7 @@ class TorchEngine:
             raise ValueError(f"engine torch cannot be used: {reason}")
         mx = blas.mlx()
         mx.eval(model.parameters())
-        self.model = model
+        self.model, self.steps = model, 0
         args = model.args
         self.dtype = torch.bfloat16 if half else torch.float32
         self.layers = []
@@ -544,6 +553,9 @@ class TorchEngine:
             gradient = parameters[name].grad
             out.append((name, mx.array((torch.zeros_like(parameters[name]) if gradient is None else gradient).numpy())))
         mx.eval([g for _, g in out])
+        self.steps += 1
+        if self.steps % TRIM_EVERY == 0:
+            give_memory_back()
         return total.item(), tree_unflatten(out)
 
     # -- the model

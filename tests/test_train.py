@@ -610,3 +610,26 @@ def test_the_prefix_runs_once_and_is_not_repeated(tiny):
     layout = torch_step._Layout.of(batch)
     assert len(layout.ids) == 200 + sum(len(r) for r in batch.rows)
     assert len(forward.run_prefix(model, mx.array(rows[0].ids[:200])).keys) == len(model.layers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+def test_freed_memory_is_given_back(tiny, monkeypatch):
+    """Every second block of many is freed: without trimming their pages stay with the process."""
+    seen = []
+    monkeypatch.setattr(torch_step, "give_memory_back", lambda: seen.append(1))
+    model, _ = adapted(tiny, "lora")
+    engine = torch_step.TorchEngine(model)
+    batch = train.make_batch(make_rows(2, 20))
+    for _ in range(2 * torch_step.TRIM_EVERY):
+        engine.gradients(batch)
+    assert len(seen) == 2
+    monkeypatch.undo()
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    blocks = [bytearray(100_000) for _ in range(2000)]
+    del blocks[::2]
+    before = resident()
+    torch_step.give_memory_back()
+    assert before - resident() > 50_000_000 and len(blocks) == 1000
