@@ -11,6 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -384,10 +385,16 @@ def tokenize(example: dict, tokenizer, max_seq_length: int | None = None) -> Row
     if not any(targets):
         raise DataError(f"{example['id']} has no assistant turn: nothing to learn from it")
     head = render(messages[:1], tools) if messages[0]["role"] == "developer" else "<bos>"
-    prefix = len(tokenizer(head, add_special_tokens=False)["input_ids"])
-    if ids[:prefix] != tokenizer(head, add_special_tokens=False)["input_ids"]:
+    prefix = _head_ids(tokenizer, head)
+    if tuple(ids[: len(prefix)]) != prefix:
         raise DataError(f"{example['id']}: the developer turn is no token prefix of the dialogue")
-    return Row(tuple(ids), tuple(targets), prefix)
+    return Row(tuple(ids), tuple(targets), len(prefix))
+
+
+@lru_cache(maxsize=64)
+def _head_ids(tokenizer, head: str) -> tuple[int, ...]:
+    """Token ids of a developer turn, the same for nearly all rows."""
+    return tuple(tokenizer(head, add_special_tokens=False)["input_ids"])
 
 
 def _turn_end(messages: list[dict], k: int, tools: list[dict], text: str) -> int:
