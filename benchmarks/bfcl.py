@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 
 from fgtune_helpers.calls import Call, format_call, parse_calls, same_call  # noqa: E402
 from fgtune_helpers.prompt import (  # noqa: E402

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path = [str(ROOT), *(path for path in sys.path if Path(path or ".").resolve() != Path(__file__).parent)]
+sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 # This file is called onnx.py: its own folder must not shadow the package of that name.
 
 PARTS = ("export", "sizes", "exact", "recipes", "fp16", "speed", "settings")

@@ -2,8 +2,18 @@
 
 import pytest
 
+from fgtune_helpers import data
 from fgtune_helpers.base import resolve_base
 from fgtune_helpers.export import export_onnx
+from fgtune_helpers.stage import project_root
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """The shipped tools, and the shipped examples as chat rows; tests must not change them."""
+    root = project_root() / "examples"
+    tools = data.read_tools(root / "tools.json")
+    return tools, data.read_examples(root / "examples.json", tools)
 
 
 @pytest.fixture(scope="session")

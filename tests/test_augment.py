@@ -8,7 +8,6 @@ import pytest
 from fgtune_helpers import data
 from fgtune_helpers.augment import augment
 from fgtune_helpers.prompt import lint_examples
-from fgtune_helpers.stage import project_root
 
 TOOLS = [
     {
@@ -58,13 +57,6 @@ def weather(**arguments):
 def invite(*people_and_street):
     *people, street = people_and_street
     return "invite", {"people": people, "place": {"street": street}}
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    root = project_root() / "examples"
-    tools = data.read_tools(root / "tools.json")
-    return tools, data.read_examples(root / "examples.json", tools)[:400]
 
 
 def test_query_and_call_change_together():
@@ -122,7 +114,7 @@ def test_dialogues_with_tool_results_are_left_alone():
 
 
 def test_seeded_distinct_and_clean(shipped):
-    tools, examples = shipped
+    tools, examples = shipped[0], shipped[1][:400]
     fresh = augment(examples, 2, 7)
     assert fresh == augment(examples, 2, 7) and fresh != augment(examples, 2, 8)
     assert len(fresh) > len(examples) // 2

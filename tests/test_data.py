@@ -8,7 +8,6 @@ from fgtune_helpers import data
 from fgtune_helpers.base import load_tokenizer, resolve_base
 from fgtune_helpers.calls import Call
 from fgtune_helpers.prompt import TRIGGER, lint_examples, lint_tools
-from fgtune_helpers.stage import project_root
 
 TOOL = {
     "name": "set_timer",
@@ -25,13 +24,6 @@ def write(tmp_path, value, name="x.json"):
     path = tmp_path / name
     path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    root = project_root() / "examples"
-    tools = data.read_tools(root / "tools.json")
-    return tools, data.read_examples(root / "examples.json", tools)
 
 
 @pytest.fixture(scope="module")

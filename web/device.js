@@ -71,11 +71,12 @@ export function candidates(browser, variants, { device = 'auto', variant = 'auto
     const used = browser.isolated ? count : 1;
     const reason = device === 'wasm' ? 'as chosen' : gpuWhy;
     const alone = browser.isolated ? '' : 'one thread, because the page is not cross-origin isolated';
-    const wides = name && variants[name].wide && memory !== 'small' && browser.roomy ? [true, false] : [false];
-    for (const wide of name ? wides : []) {
-      const slow = !wide && variants[name].wide ? 'weights stay packed, which needs little memory and more time' : '';
-      list.push({ device: 'wasm', threads: used, variant: name, wide, why: [reason, alone, slow].filter(Boolean).join('; ') });
-    }
+    const add = (wide, slow = '') => list.push({
+      device: 'wasm', threads: used, variant: name, wide, why: [reason, alone, slow].filter(Boolean).join('; '),
+    });
+    const both = name && variants[name].wide;
+    if (both && memory !== 'small' && browser.roomy) add(true);
+    if (name) add(false, both ? 'weights stay packed, which needs little memory and more time' : '');
   }
   if (!list.length) {
     const which = variant === 'auto' ? 'no deployed variant' : `the variant ${variant} does not`;
