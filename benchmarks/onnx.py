@@ -25,7 +25,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
-# This file is called onnx.py: its own folder must not shadow the package of that name.
 
 PARTS = ("export", "sizes", "exact", "recipes", "fp16", "speed", "settings")
 #: MB as published or described elsewhere: the seed pipeline, onnx-community/gemma-3-270m-it-ONNX.
