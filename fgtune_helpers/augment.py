@@ -2,7 +2,8 @@
 
 A small model that sees each example a few times remembers its names instead of reading them. A copy of an example
 exchanges every argument that stands word for word in the query, in the query and in the call alike, for what another
-example has for the same argument after the same word, or for a name that nobody has ever seen.
+example has for the same argument after the same word, or for a name that nobody has ever seen. Two requests said in one
+breath make a third example, so that calls for several tools are learned from more sentences than somebody wrote.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from typing import Any
 
 from .data import first_calls, first_query, plain_tools
 
+AND = (". ", "; ", ", then ", " and ", ". Also, ", ". Then ")  # what may stand between two requests
+LONGEST = 3  # words of a value that may end the first of two requests: a dictated text would swallow the second
 INVENTED = 1 / 3  # share of the exchanged values whose capitalised words are made up
 SHORTEST = 3  # letters of a value that is exchanged
 
 
 def augment(examples: list[dict], copies: int, seed: int) -> list[dict]:
-    """Up to `copies` new examples for each one that can be varied, in order; ids end in `+1`, `+2`, …
+    """`copies` new examples of each one (fewer where chance repeats itself), in order; ids end in `+1`, `+2`, …
 
     Varied are single-turn examples. Values that a schema enumerates, and values that the query does not contain exactly
-    once, stay as they are.
+    once, stay as they are. What cannot be varied at all, a text answer say, comes again as it is: else its share of the
+    rows would fall, and the model would make calls where words are due.
     """
     rng = random.Random(seed)
     places = [_places(example) for example in examples]
@@ -39,11 +43,67 @@ def augment(examples: list[dict], copies: int, seed: int) -> list[dict]:
     for example, found in zip(examples, places):
         queries = {first_query(example)}
         for number in range(1, copies + 1):
-            fresh = _vary(example, found, choices, halves, rng)
-            if first_query(fresh) not in queries:
+            fresh = _vary(example, found, choices, halves, rng) if found else example
+            if not found or first_query(fresh) not in queries:
                 queries.add(first_query(fresh))
                 out.append({**fresh, "id": f"{example['id']}+{number}"})
     return out
+
+
+def combine(examples: list[dict], count: int, seed: int) -> list[dict]:
+    """Up to `count` new examples, each two of `examples` in one sentence with the calls of both; ids are `a&b`.
+
+    Joined are single-turn examples with one call each, of two different tools: two for the same tool would teach to
+    take one request apart. Nothing is joined where no example makes several calls: then the model is not meant to.
+    """
+    if not any(len(first_calls(example)) > 1 for example in examples):
+        return []
+    rng = random.Random(seed)
+    single = [e for e in examples if _is_single_turn(e) and len(first_calls(e)) == 1]
+    firsts = [e for e in single if _may_go_on(e)]
+    out: dict[str, dict] = {}
+    for _ in range(4 * count):  # some pairs do not fit
+        if len(out) >= count or not firsts:
+            break
+        first, second = rng.choice(firsts), rng.choice(single)
+        if first["tools"] != second["tools"] or first_calls(first)[0].name == first_calls(second)[0].name:
+            continue
+        messages = copy.deepcopy(first["messages"])
+        messages[1]["content"] = _join(first, second, rng)
+        messages[2]["tool_calls"] += copy.deepcopy(second["messages"][2]["tool_calls"])
+        name = f"{first['id']}&{second['id']}"
+        out.setdefault(name, {**first, "id": name, "messages": messages})
+    return list(out.values())
+
+
+def _is_single_turn(example: dict) -> bool:
+    return [m["role"] for m in example["messages"]] == ["developer", "user", "assistant"]
+
+
+def _texts(example: dict) -> list[str]:
+    """The strings among the arguments of an example."""
+    return [v for call in first_calls(example) for _, v in _leaves(call.arguments, {}) if isinstance(v, str)]
+
+
+def _may_go_on(example: dict) -> bool:
+    """Whether another request can follow: the query does not end in a longer text that would seem to go on."""
+    query = first_query(example).rstrip(" .!?\"'”’")
+    return not any(query.endswith(v.rstrip(" .!?\"'")) and len(v.split()) > LONGEST for v in _texts(example))
+
+
+def _join(first: dict, second: dict, rng: random.Random) -> str:
+    """Both queries in one sentence, or in two where the first one has its full stop."""
+    a, b = first_query(first).strip(), first_query(second).strip()
+    if a[-1] in ".!?":
+        return f"{a} {b}"
+    between = rng.choice(AND)
+    capital = re.match(r"[A-Z][a-z]+", b)  # where the sentence goes on it becomes small, unless an argument has it so
+    if capital and between != ". ":
+        if any(capital.group() in text for text in _texts(second)):
+            between = ". "
+        else:
+            b = b[0].lower() + b[1:]
+    return a + between + b
 
 
 @dataclass(frozen=True)
@@ -68,7 +128,7 @@ def _leaves(value: Any, schema: dict, path: tuple = ()) -> Iterator[tuple[tuple,
 
 
 def _places(example: dict) -> list[_Place]:
-    if [m["role"] for m in example["messages"]] != ["developer", "user", "assistant"]:
+    if not _is_single_turn(example):
         return []
     query, found = first_query(example), []
     schemas = {tool["name"]: tool.get("parameters", {}) for tool in plain_tools(example["tools"])}

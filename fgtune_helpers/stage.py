@@ -57,7 +57,7 @@ STAGES: dict[str, Stage] = {
     "01_data": Stage("Data", "your tools and examples become linted, leak-free training data", ("00_setup",),
                      "train, valid and test rows",
                      ("seed", "tools_file", "examples_file", "test_cases", "valid_cases", "similarity",
-                      "augment", "max_seq_length"), "1"),
+                      "augment", "combine", "max_seq_length"), "1"),
     "02_train": Stage("Train", "a LoRA adapter, the best one by exact match", ("00_setup", "01_data"),
                       "best and last adapters, history", ("seed", *_TRAIN), "25",
                       ("steps_per_report", "workers", "report_to"), mlx=True),

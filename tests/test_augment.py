@@ -6,7 +6,7 @@ import re
 import pytest
 
 from fgtune_helpers import data
-from fgtune_helpers.augment import augment
+from fgtune_helpers.augment import augment, combine
 from fgtune_helpers.prompt import lint_examples
 
 TOOLS = [
@@ -103,14 +103,16 @@ def test_what_is_not_there_exactly_once_stays(query, calls):
         example(2, "Weather in Oslo", weather(city="Oslo", days=7)),
         example(3, ", Oslo", weather(city="Oslo")),
     ]
-    assert not [row for row in augment(rows, 5, 0) if row["id"].startswith("e1")]
+    again = [row for row in augment(rows, 5, 0) if row["id"].startswith("e1")]
+    assert len(again) == 5 and all(row["messages"] == rows[0]["messages"] for row in again), "it comes again as it is"
 
 
 def test_dialogues_with_tool_results_are_left_alone():
     row = example(1, "Weather in Oslo", weather(city="Oslo"))
     row["messages"] += [{"role": "tool", "name": "get_weather", "content": "9 degrees in Oslo"},
                         {"role": "assistant", "content": "9 degrees in Oslo."}]  # fmt: skip
-    assert not augment([row, example(2, "Weather in Bergen", weather(city="Bergen"))][:1], 3, 0)
+    fresh = augment([row, example(2, "Weather in Bergen", weather(city="Bergen"))], 3, 0)
+    assert all(again["messages"] == row["messages"] for again in fresh if again["id"].startswith("e1"))
 
 
 def test_seeded_distinct_and_clean(shipped):
@@ -120,11 +122,82 @@ def test_seeded_distinct_and_clean(shipped):
     assert len(fresh) > len(examples) // 2
     assert len({row["id"] for row in fresh}) == len(fresh) and not augment(examples, 0, 7)
     by_id = {row["id"]: row for row in examples}
+    share = [sum(not data.first_calls(row) for row in rows) / len(rows) for rows in (examples, fresh)]
+    assert abs(share[0] - share[1]) < 0.02, "as many rows without a call as before"
     for row in fresh:
         old = by_id[re.sub(r"\+\d+$", "", row["id"])]
-        assert data.first_query(row) != data.first_query(old)
+        assert data.first_query(row) != data.first_query(old) or row["messages"] == old["messages"]
         assert [c.name for c in data.first_calls(row)] == [c.name for c in data.first_calls(old)]
         shape = [sorted(c.arguments) for c in data.first_calls(row)]
         assert shape == [sorted(c.arguments) for c in data.first_calls(old)]
         assert json.loads(json.dumps(row)) == row
     assert not [f for f in lint_examples(fresh, tools, source="copies") if f.level == "error"]
+
+
+# ---------------------------------------------------------------- two requests in one
+
+
+def asked(*people):
+    return "invite", {"people": list(people)}
+
+
+BOTH = example(9, "Oslo and Bergen, please", weather(city="Oslo"), weather(city="Bergen"))
+
+
+def test_combined_requests_make_the_calls_of_both_in_order():
+    rows = [
+        example(1, "Weather in Oslo", weather(city="Oslo")),
+        example(2, "Is Bergen invited?", asked("Bergen")),
+        example(3, "Hello", text="Hi"),
+        BOTH,
+    ]
+    made = combine(rows, 40, 0)
+    assert {row["id"] for row in made} == {"e1&e2", "e2&e1"}
+    for row in made:
+        names = [call.name for call in data.first_calls(row)]
+        query = data.first_query(row)
+        assert (
+            names == ["get_weather", "invite"]
+            if query.index("Oslo") < query.index("Bergen")
+            else ["invite", "get_weather"]
+        )
+    (question,) = [data.first_query(row) for row in made if row["id"] == "e2&e1"]
+    assert question == "Is Bergen invited? Weather in Oslo"
+    assert len(rows[0]["messages"][2]["tool_calls"]) == 1, "the originals are untouched"
+
+
+def test_a_capital_becomes_small_unless_an_argument_has_it():
+    rows = [example(1, "rain in Oslo", weather(city="Oslo")), example(2, "Is Ada invited", asked("Ada")),
+            example(3, "Paris now", weather(city="Paris")), BOTH]  # fmt: skip
+    joined = {data.first_query(row) for seed in range(40) for row in combine(rows, 6, seed)}
+    assert any("Oslo and is Ada invited" in query for query in joined)
+    assert all(". Is Ada" in query for query in joined if query.endswith("Is Ada invited"))
+    assert all("Paris" in query for query in joined if "now" in query)
+
+
+def test_a_dictated_text_is_not_followed_by_anything():
+    long = "the third house behind the old mill"
+    rows = [
+        example(1, f"weather at {long}", weather(city=long)),
+        example(2, "Is Ada invited?", asked("Ada")),
+        BOTH,
+    ]
+    assert {row["id"] for row in combine(rows, 20, 1)} == {"e2&e1"}
+
+
+def test_two_requests_for_one_tool_are_not_combined():
+    rows = [example(1, "Rain in Oslo?", weather(city="Oslo")), example(2, "Rain in Rome?", weather(city="Rome")), BOTH]
+    assert combine(rows, 10, 0) == []
+
+
+def test_nothing_is_combined_where_no_example_makes_several_calls():
+    rows = [example(1, "Rain in Oslo?", weather(city="Oslo")), example(2, "Is Ada invited?", asked("Ada"))]
+    assert combine(rows, 10, 0) == [] and combine([*rows, BOTH], 10, 0) and combine([*rows, BOTH], 0, 0) == []
+
+
+def test_combined_examples_are_seeded_and_clean(shipped):
+    tools, examples = shipped[0], shipped[1][:400]
+    made = combine(examples, 100, 7)
+    assert len(made) == 100 == len({row["id"] for row in made})
+    assert made == combine(examples, 100, 7) and made != combine(examples, 100, 8)
+    assert not [f for f in lint_examples(made, tools, source="combined") if f.level == "error"]
