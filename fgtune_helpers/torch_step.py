@@ -8,7 +8,8 @@ are read where they lie, adapter gradients are handed back. What makes the step 
 - W + scale * (A B)^T is formed once a step, so adapters cost no pass of their own forward and two thin ones backward;
 - the prefix's attention goes in blocks that see only what the sliding window lets them see;
 - the last layer runs only where something is learned, and no gradient is made below the first adapter;
-- the cross-entropy walks over the vocabulary with a running maximum and makes its gradient on the way.
+- the cross-entropy walks over the vocabulary with a running maximum and makes its gradient on the way, without the
+  words that the model is sure not to say.
 
 Shapes: `T` packed tokens, `P` prefix, `K` key-value heads, `r` query heads for each, `d` head size.
 """
@@ -30,6 +31,9 @@ from . import blas
 BLOCK = 256  # queries per attention block of the prefix
 VOCABULARY_CHUNK = 8192
 TRIM_EVERY = 8  # steps; in between, freed memory stays with the process
+# Where a chunk of the vocabulary holds less than this share of a row's probability, its pull is less than what rounding
+# takes from the rest, and the product that would form it is left out: most chunks, once the model is sure.
+NEGLIGIBLE = {torch.float32: 2.0**-31, torch.bfloat16: 2.0**-20}
 ROW_CHUNK = 512  # learned tokens whose logits are held at a time: 16 MB
 
 
@@ -181,17 +185,18 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, both):
-        ctx.save_for_backward(both)
         gate, up = both.chunk(2, dim=-1)
-        return F.gelu(gate, approximate="tanh").mul_(up)
+        active = F.gelu(gate, approximate="tanh")
+        ctx.save_for_backward(both, active)
+        return active * up
 
     @staticmethod
     def backward(ctx, dy):
-        (both,) = ctx.saved_tensors
+        both, active = ctx.saved_tensors
         gate, up = both.chunk(2, dim=-1)
         out = torch.empty_like(both)
         d_gate, d_up = out.chunk(2, dim=-1)
-        torch.mul(F.gelu(gate, approximate="tanh"), dy, out=d_up)
+        torch.mul(active, dy, out=d_up)
         torch.ops.aten.gelu_backward.grad_input(dy * up, gate, approximate="tanh", grad_input=d_gate)
         return out
 
@@ -241,9 +246,15 @@ class _Attend(torch.autograd.Function):
         q, k, v, p, out = ctx.saved_tensors
         along = (dout * out).sum(-1, keepdim=True)
         dout = dout.to(p.dtype)
-        dv = (p.transpose(-1, -2) @ dout).float()
+        dv = _transposed_product(p, dout).float()
         ds = (dout @ v.transpose(-1, -2)).float().sub_(along).mul_(p).to(p.dtype)
-        return (ds @ k).float(), (ds.transpose(-1, -2) @ q).float(), dv, None, None
+        return (ds @ k).float(), _transposed_product(ds, q).float(), dv, None, None
+
+
+def _transposed_product(a, b):
+    """`a^T b` of `[K, n, m]` and `[K, n, d]`. torch's bmm copies a transposed factor, its product of two matrices does
+    not, so a single key-value head goes that way."""
+    return (b[0].T @ a[0]).T[None] if a.shape[0] == 1 else a.transpose(-1, -2) @ b
 
 
 def _fold(x, kv: int, r: int):
@@ -302,8 +313,8 @@ class _RowAttend(torch.autograd.Function):
         dq = (ds @ pk).float().add_(where.gather((own_ds @ k).float()))
         dk = where.unpad((own_ds.transpose(-1, -2) @ own_q).float())
         dv = where.unpad((own.transpose(-1, -2) @ own_dout).float())
-        dpk = (ds.transpose(-1, -2) @ q).float().transpose(0, 1)
-        dpv = (shared.transpose(-1, -2) @ dout).float().transpose(0, 1)
+        dpk = _transposed_product(ds, q).float().transpose(0, 1)
+        dpv = _transposed_product(shared, dout).float().transpose(0, 1)
         return where.unfold(dq).unflatten(1, (-1, q.shape[-1])), dk, dv, dpk, dpv, None, None
 
 
@@ -353,6 +364,11 @@ class _Where:
         return x.transpose(1, 2).reshape(self.rows * self.width, self.kv, -1)[self.slots]
 
 
+def _pull(z, part):
+    """`z [N, chunk] @ part [chunk, hidden]` in the dtype of `part`, as float32."""
+    return (z.to(part.dtype) @ part).float()
+
+
 class _Entropy(torch.autograd.Function):
     """Sum of the cross-entropy of `h [N, hidden]` against `targets`, over a table `[vocabulary, hidden]`, in chunks."""
 
@@ -360,24 +376,27 @@ class _Entropy(torch.autograd.Function):
     def forward(ctx, h, table, targets):
         want = ctx.needs_input_grad[0]
         total, gradients = 0.0, []
-        dtype, half = table.dtype, table.dtype != torch.float32
+        dtype, negligible = table.dtype, NEGLIGIBLE[table.dtype]
         for x, t in zip(h.split(ROW_CHUNK), targets.split(ROW_CHUNK)):
             rows, low = table[t].float(), x.to(dtype)
-            n = x.shape[0]
-            top = torch.full((n, 1), -math.inf)
-            norm = torch.zeros(n, 1)
+            picked = (x * rows).sum(dim=1, keepdim=True)
+            top = picked.clone()  # a good guess at the highest logit: what is learned already
+            norm = torch.zeros(x.shape[0], 1)
             pulled = torch.zeros_like(x) if want else None
             for part in table.split(VOCABULARY_CHUNK):
                 z = (low @ part.T).float()
                 higher = torch.maximum(top, z.amax(dim=1, keepdim=True))
                 fade = (top - higher).exp_()
                 top = higher
-                z.sub_(top).exp_()
-                norm.mul_(fade).add_(z.sum(dim=1, keepdim=True))
+                mass = z.sub_(top).exp_().sum(dim=1, keepdim=True)
+                norm.mul_(fade).add_(mass)
                 if want:
                     pulled.mul_(fade)
-                    pulled.add_((z.to(dtype) @ part).float()) if half else pulled.addmm_(z, part)
-            picked = (x * rows).sum(dim=1, keepdim=True)
+                    felt = (mass > negligible * norm).squeeze(1)
+                    if felt.all():
+                        pulled += _pull(z, part)
+                    elif felt.any():
+                        pulled[felt] += _pull(z[felt], part)
             total += (norm.double().log() + top.double() - picked.double()).sum().item()
             if want:
                 gradients.append(pulled.div_(norm).sub_(rows))
@@ -612,7 +631,8 @@ class TorchEngine:
         q, k, v = both.split([heads * self.d, self.kv * self.d, self.kv * self.d], dim=-1)
         q, k = q.reshape(-1, heads, self.d), k.reshape(-1, self.kv, self.d)
         v = v.reshape(-1, self.kv, self.d)
-        q = _Rotate.apply(norm(q, "self_attn.q_norm", attn.q_norm), *rope) * attn.scale
+        scaled = [turn * attn.scale for turn in rope]  # a rotation by these scales as well
+        q = _Rotate.apply(norm(q, "self_attn.q_norm", attn.q_norm), *scaled)
         k = _Rotate.apply(norm(k, "self_attn.k_norm", attn.k_norm), *rope)
         pieces = []
         if P and not last:

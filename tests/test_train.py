@@ -190,6 +190,31 @@ def test_bfloat16_products_stay_close(tiny, kind):
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.995
 
 
+@pytest.mark.parametrize("sure", [0.05, 0.4, 1.5])
+@pytest.mark.parametrize("dtype, near", [("float32", 1e-5), ("bfloat16", 5e-2)])
+def test_entropy_is_torchs_however_sure_the_model_is(monkeypatch, sure, dtype, near):
+    """From "anything may come" to "nearly all chunks of the vocabulary are negligible": those are left out."""
+    import torch
+
+    torch.manual_seed(1)
+    monkeypatch.setattr(torch_step, "VOCABULARY_CHUNK", 64)
+    table = torch.randn(1000, 32).to(getattr(torch, dtype))
+    targets = torch.randint(1000, (20,))
+    h = (sure * table[targets].float() + 0.1 * torch.randn(20, 32)).to(table.dtype).float().requires_grad_()
+    products = []
+    monkeypatch.setattr(
+        torch_step, "_pull", lambda z, part: products.append(len(z)) or (z.to(part.dtype) @ part).float()
+    )
+    loss = torch_step._Entropy.apply(h, table, targets)
+    (gradient,) = torch.autograd.grad(loss, h)
+    with torch.enable_grad():
+        want = torch.nn.functional.cross_entropy(h.double() @ table.double().T, targets, reduction="sum")
+    (exact,) = torch.autograd.grad(want, h)
+    assert abs(loss.item() - want.item()) <= near * max(5, want.item())
+    assert (gradient - exact).norm() <= near * max(1, exact.norm())
+    assert sum(products) < 300 if sure == 1.5 else sum(products) == 320 or sure != 0.05, sum(products)
+
+
 def test_chunks_do_not_change_the_result(tiny):
     model, _ = adapted(tiny, "lora")
     batch = train.make_batch(make_rows(3, 200))
