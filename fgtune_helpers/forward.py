@@ -35,7 +35,11 @@ def embed(model, ids):
 
 def logits(model, h):
     """Logits of hidden states `[..., hidden]`, which the final norm has not seen yet."""
-    h = model.model.norm(h)
+    return head(model, model.model.norm(h))
+
+
+def head(model, h):
+    """Logits of normed hidden states `[..., hidden]`."""
     return model.model.embed_tokens.as_linear(h) if model.tie_word_embeddings else model.lm_head(h)
 
 

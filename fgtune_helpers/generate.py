@@ -8,6 +8,7 @@ from . import blas, forward
 from .prompt import STOP_IDS
 
 END_OF_TURN = 106
+MOST_CANDIDATES = 512  # a row with more goes through the whole output layer
 
 
 class MlxGenerator:
@@ -26,6 +27,7 @@ class MlxGenerator:
         self.max_tokens, self.batch_size = max_tokens, batch_size
         self.stop_ids = frozenset(int(i) for i in stop_ids)
         self.finished: list[bool] = []  # of the last call: did each answer come to a stop token
+        self.most_likely = None if MostLikely.why_not(model) else MostLikely.of(model)
 
     def generate(self, prompts: Sequence[str]) -> list[str]:
         """The text each prompt is continued with, special tokens included, without the stop token."""
@@ -51,7 +53,7 @@ class MlxGenerator:
         out = np.zeros((len(rows), self.model.args.vocab_size), np.float32)
         for prefix, batch in self._batches(rows):
             state = _Decoder(self.model, [rows[i][prefix.length :] for i in batch], prefix)
-            out[batch] = np.array(state.logits.astype(mx.float32))
+            out[batch] = np.array(state.logits().astype(mx.float32))
         return out
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -83,7 +85,7 @@ class MlxGenerator:
         alive = list(range(len(rows)))
         state = _Decoder(self.model, rows, prefix)
         for step in range(self.max_tokens):
-            tokens = mx.argmax(state.logits, axis=-1).tolist()
+            tokens = self.most_likely(state.hidden) if self.most_likely else mx.argmax(state.logits(), axis=-1).tolist()
             keep = [j for j, token in enumerate(tokens) if token not in self.stop_ids]
             for j in keep:
                 out[alive[j]].append(tokens[j])
@@ -99,7 +101,7 @@ class MlxGenerator:
 
 
 class _Decoder:
-    """Keys and values of the rows' own tokens, and the logits that follow each row's last token.
+    """Keys and values of the rows' own tokens, and the `hidden` state `[B, H]` of each row's last token, normed.
 
     A row's prompt fills columns from 0; what it says is appended behind the longest prompt, so columns between are
     holes, marked by position -1. Positions, not columns, decide what is visible.
@@ -168,10 +170,58 @@ class _Decoder:
         mask = forward.causal_mask(queries, keys, window) & (keys >= 0)[:, None, :]
         return mask[:, None, None]
 
+    def logits(self):
+        """Logits `[B, vocabulary]` that follow each row's last token."""
+        return forward.head(self.model, self.hidden)
+
     def _finish(self, h) -> None:
         mx = blas.mlx()
-        self.logits = forward.logits(self.model, h)
-        mx.eval(self.logits, self.keys, self.values, self.positions, self.next_position)
+        self.hidden = self.model.model.norm(h)
+        mx.eval(self.hidden, self.keys, self.values, self.positions, self.next_position)
+
+
+class MostLikely:
+    """The most likely token of each row, for a table `[vocabulary, H]` of float32: the same as by a product in float32,
+    most of it made in bfloat16.
+
+    A product in bfloat16 is off by at most `2^-7 |h| |w|` (each factor and the sum are rounded by 2^-9), so only tokens
+    within twice that of the best can be it. These few are then multiplied in float32.
+    """
+
+    def __init__(self, table):
+        self.table, self.low = table, table.bfloat16()
+        self.reach = 2.0**-6 * table.norm(dim=1).max().item()
+
+    @staticmethod
+    def why_not(model) -> str | None:
+        """Why this would not be faster for the model, or not possible; None if it is."""
+        from . import torch_step
+
+        return torch_step.why_not(model) or torch_step.why_not_bfloat16()
+
+    @classmethod
+    def of(cls, model) -> MostLikely:
+        """For the output layer of an MLX model on a CPU, whose memory is shared."""
+        from .torch_step import share
+
+        return cls(share((model.model.embed_tokens if model.tie_word_embeddings else model.lm_head).weight))
+
+    def __call__(self, hidden) -> list[int]:
+        """Token ids for normed hidden states `[B, H]` (MLX); the lowest id where several are equal."""
+        import torch
+
+        from .torch_step import share
+
+        h = share(hidden)
+        near = h.bfloat16() @ self.low.T
+        least = near.amax(dim=1).float() - self.reach * h.norm(dim=1)
+        tokens = []
+        for row, coarse, bound in zip(h, near, least):
+            found = torch.nonzero(coarse >= bound).squeeze(1)
+            fine = self.table[found] if len(found) <= MOST_CANDIDATES else self.table
+            best = (fine @ row).argmax().item()
+            tokens.append(found[best].item() if len(found) <= MOST_CANDIDATES else best)
+        return tokens
 
 
 def group_by_first_turn(rows: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -83,8 +83,9 @@ def test_logits_of_every_step_are_the_models(model, shared):
     prefix = forward.run_prefix(model, mx.array(rows[0][:shared]))
     state = generate._Decoder(model, [r[shared:] for r in rows], prefix)
     for step in range(12):
+        logits = state.logits()
         for i, row in enumerate(rows):
-            want, got = np.array(model(mx.array([row]))[0, -1]), np.array(state.logits[i])
+            want, got = np.array(model(mx.array([row]))[0, -1]), np.array(logits[i])
             assert np.abs(got - want).max() < 1e-4 * np.abs(want).max(), (step, i)
         tokens = [rng.randrange(300, 2000) for _ in rows]
         if step == 5:
@@ -92,6 +93,31 @@ def test_logits_of_every_step_are_the_models(model, shared):
             rows, tokens = [rows[0], rows[2]], tokens[:2]
         rows = [[*row, token] for row, token in zip(rows, tokens)]
         state.step(tokens)
+
+
+def test_most_likely_is_float32s_choice_even_where_bfloat16_errs():
+    """Tokens so alike that bfloat16 cannot tell them apart: the choice is float32's all the same."""
+    import torch
+
+    torch.manual_seed(0)
+    table = torch.randn(600, 64)
+    table = torch.cat([table, table * (1 + 1e-3 * torch.randn(600, 1))])
+    hidden = torch.randn(40, 64)
+    want = (hidden @ table.T).argmax(dim=1).tolist()
+    coarse = (hidden.bfloat16() @ table.bfloat16().T).argmax(dim=1).tolist()
+    assert sum(a != b for a, b in zip(want, coarse)) > 5, "this test would show nothing"
+    assert generate.MostLikely(table)(mx.array(hidden.numpy())) == want
+    alike = generate.MostLikely(torch.ones(2000, 64))  # more candidates than are looked at one by one
+    assert alike(mx.ones((2, 64))) == [0, 0]
+
+
+def test_decoding_is_the_same_with_and_without_most_likely(model):
+    asked = prompts(60, [12, 3, 25, 8])
+    maker = generate.MlxGenerator(model, Numbers, max_tokens=12)
+    found = []
+    for maker.most_likely in (None, generate.MostLikely.of(model)):
+        found.append(maker.generate_ids(asked))
+    assert found[0] == found[1]
 
 
 def test_batch_size_and_order_do_not_matter(model):
