@@ -633,10 +633,10 @@ def try_in_browser(
     """Serve the site on loopback, ask the cases in headless Chromium through the page itself, as a person would.
 
     `cases` are texts or rows with `userQuery`. Returns per case `{query, text, ids, calls, error, problems, seconds,
-    ttft, tokens_per_second, new_tokens, prompt_tokens, reused_tokens, answer}`; the first also carries `page` (device,
-    variant, why, load seconds, memory) and `screenshots` (paths, when a folder is given). Without `isolated` the
-    headers are left out and the service worker is blocked: one thread. With `memory` "small" the weights stay packed.
-    `timeout` is seconds for each step.
+    ttft, tokens_per_second, new_tokens, prompt_tokens, reused_tokens, grammar_ms (per token, where `constrained`),
+    answer}`; the first also carries `page` (device, variant, why, load seconds, memory) and `screenshots` (paths, when
+    a folder is given). Without `isolated` the headers are left out and the service worker is blocked: one thread. With
+    `memory` "small" the weights stay packed. `timeout` is seconds for each step.
     """
     queries = [_query(case) for case in cases]
     if not queries or not all(queries):

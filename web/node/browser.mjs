@@ -123,6 +123,7 @@ export async function askAll(job, write) {
         new_tokens: answer.stats.newTokens,
         prompt_tokens: answer.stats.promptTokens,
         reused_tokens: answer.stats.reusedTokens,
+        grammar_ms: answer.stats.grammar?.msPerToken ?? null,
       });
       if (index === 0) await picture('answer');
     }
