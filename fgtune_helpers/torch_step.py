@@ -8,6 +8,7 @@ are read where they lie, adapter gradients are handed back. What makes the step 
 - W + scale * (A B)^T is formed once a step, so adapters cost no pass of their own forward and two thin ones backward;
 - the prefix's attention goes in blocks that see only what the sliding window lets them see;
 - the last layer runs only where something is learned, and no gradient is made below the first adapter;
+- below the first adapter the prefix runs once for the whole training, since nothing changes there;
 - the cross-entropy walks over the vocabulary with a running maximum and makes its gradient on the way, without the
   words that the model is sure not to say.
 
@@ -30,6 +31,7 @@ from . import blas
 
 BLOCK = 256  # queries per attention block of the prefix
 VOCABULARY_CHUNK = 8192
+MOST_PREFIXES = 8  # whose run through the frozen layers is kept
 TRIM_EVERY = 8  # steps; in between, freed memory stays with the process
 # Where a chunk of the vocabulary holds less than this share of a row's probability, its pull is less than what rounding
 # takes from the rest, and the product that would form it is left out: most chunks, once the model is sure.
@@ -485,6 +487,7 @@ class _Adapted:
                 if kind is None:
                     self.weight[start:stop] = frozen
         self.alone = alone
+        self.trained = any(kind for _, _, kind, *_ in self.sources)
 
     def prepare(self, parameters: dict) -> None:
         """Form the effective weight of this step from the parameters' present values."""
@@ -543,6 +546,8 @@ class TorchEngine:
             for group, name, module in _linears(layer):
                 groups.setdefault(group, []).append((name, module))
             self.layers.append({g: _Adapted(f"model.layers.{i}", m, self.dtype) for g, m in groups.items()})
+        self.first = next((i for i, groups in enumerate(self.layers) if any(g.trained for g in groups.values())), 0)
+        self._below: dict = {}  # prefix -> what the frozen layers below the first adapter make of it
         self.embedding = share(model.model.embed_tokens.weight)
         self.table = self.embedding if model.tie_word_embeddings else share(model.lm_head.weight)
         self.table = self.table.to(self.dtype)
@@ -600,17 +605,33 @@ class TorchEngine:
             True: self._rope(args.rope_local_base_freq, layout.positions),
             False: self._rope(args.rope_theta, layout.positions),
         }
-        biases: dict = {}
-        h = self.embedding[layout.ids] * self.embed_scale
-        last = len(self.layers) - 1
-        for i, (layer, groups) in enumerate(zip(self.model.layers, self.layers)):
+        biases = {window: self._make_biases(layout, window) for window in (args.sliding_window, None)}
+        h, P = self.embedding[layout.ids] * self.embed_scale, layout.prefix
+
+        def run(i, h, part, known=None):
+            layer, groups = self.model.layers[i], self.layers[i]
             for group in groups.values():
                 group.prepare(parameters)
             sliding = layer.self_attn.is_sliding
-            window = args.sliding_window if sliding else None
-            if window not in biases:
-                biases[window] = self._make_biases(layout, window)
-            h = self._layer(i, layer, groups, h, layout, rope[sliding], window, biases[window], parameters, i == last)
+            turns = [turn[part] for turn in rope[sliding]]
+            bias = biases[args.sliding_window if sliding else None]
+            return self._layer(i, layer, groups, h, layout, turns, bias, parameters, known)
+
+        if self.first and P:
+            with torch.no_grad():
+                below, kept = self._below.get(batch.prefix) or (h[:P], [])
+                for i in range(len(kept), self.first):
+                    below, keys_values = run(i, below, slice(0, P))
+                    kept.append(keys_values)
+                rows = h[P:]
+                for i in range(self.first):
+                    rows, _ = run(i, rows, slice(P, None), kept[i])
+                h = torch.cat([below, rows])
+            if batch.prefix not in self._below and len(self._below) >= MOST_PREFIXES:
+                self._below.clear()
+            self._below[batch.prefix] = below, kept
+        for i in range(self.first if P else 0, len(self.layers)):
+            h, _ = run(i, h, slice(None))
         h = self._norm(h, "model.norm", self.model.model.norm, parameters)
         return _Entropy.apply(h, self.table, layout.targets)
 
@@ -618,9 +639,13 @@ class TorchEngine:
         weight = parameters.get(f"{name}.weight")
         return _Norm.apply(x, share(module.weight) if weight is None else weight, module.eps)
 
-    def _layer(self, i, layer, groups, h, layout, rope, window, biases, parameters, last: bool):
-        name = f"model.layers.{i}"
-        P = layout.prefix
+    def _layer(self, i, layer, groups, h, layout, rope, biases, parameters, known):
+        """Layer `i` over `h`: the prefix, the rows behind it, or both; also the prefix's (keys, values).
+
+        `known` are the prefix's keys and values where `h` holds the rows alone.
+        """
+        name, last = f"model.layers.{i}", i == len(self.layers) - 1
+        P = 0 if known else layout.prefix
         attn, heads = layer.self_attn, self.kv * self.r
 
         def norm(x, part, module):
@@ -636,16 +661,18 @@ class TorchEngine:
         k = _Rotate.apply(norm(k, "self_attn.k_norm", attn.k_norm), *rope)
         pieces = []
         if P and not last:
-            pieces.append(self._prefix_attention(q[:P], k[:P], v[:P], window, biases))
-        low = biases["low"]
-        pieces.append(_RowAttend.apply(q[P:], k[P:], v[P:], k[low:P], v[low:P], biases["rows"], self.dtype))
+            pieces.append(self._prefix_attention(q[:P], k[:P], v[:P], biases))
+        keys, values = known or (k[:P], v[:P])
+        if len(h) > P:
+            low = biases["low"]
+            pieces.append(_RowAttend.apply(q[P:], k[P:], v[P:], keys[low:], values[low:], biases["rows"], self.dtype))
         attended = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         if last:
             attended, h = attended[layout.learned], h[P:][layout.learned]
         h = h + norm(groups["out"](attended), "post_attention_layernorm", layer.post_attention_layernorm)
         x = norm(h, "pre_feedforward_layernorm", layer.pre_feedforward_layernorm)
         x = groups["down"](_Gated.apply(groups["gate_up"](x, wide=False)))
-        return h + norm(x, "post_feedforward_layernorm", layer.post_feedforward_layernorm)
+        return h + norm(x, "post_feedforward_layernorm", layer.post_feedforward_layernorm), (keys, values)
 
     def _make_biases(self, layout, window) -> dict:
         """Masks of one kind of layer: for each block of the prefix, and for the rows."""
@@ -662,7 +689,7 @@ class TorchEngine:
         out["rows"] = _Where(layout.slots, layout.rows, S, self.kv, self.r, prefix, 0.0 if own is None else own)
         return out
 
-    def _prefix_attention(self, q, k, v, window, biases):
+    def _prefix_attention(self, q, k, v, biases):
         k, v = k.transpose(0, 1), v.transpose(0, 1)
         pieces = []
         for a, b, low, bias in biases["blocks"]:

@@ -98,6 +98,7 @@ def assert_same_gradients(expected, tree, count):
         ("lora", -1, WINDOW + 1, 1),
         ("lora", -1, 300, 3),  # the prefix is longer, rows are multi-turn
         ("lora", 2, 300, 1),
+        ("lora", 2, 0, 1),
         ("dora", -1, 140, 2),
         ("full", -1, 140, 2),
         ("full", 3, 20, 1),
@@ -635,6 +636,36 @@ def test_the_prefix_runs_once_and_is_not_repeated(tiny):
     layout = torch_step._Layout.of(batch)
     assert len(layout.ids) == 200 + sum(len(r) for r in batch.rows)
     assert len(forward.run_prefix(model, mx.array(rows[0].ids[:200])).keys) == len(model.layers)
+
+
+def test_below_the_first_adapter_the_prefix_runs_once(tiny, monkeypatch):
+    """Batches of two prefixes in turn: the same as by a fresh engine each, with less run; and few prefixes are kept."""
+    model, _ = adapted(tiny, "lora", layers=2)
+    engine, ran = torch_step.TorchEngine(model), []
+    assert engine.first == len(model.layers) - 2 > 0
+    real = torch_step.TorchEngine._layer
+    spy = lambda self, i, layer, groups, h, *rest: ran.append((i, len(h))) or real(self, i, layer, groups, h, *rest)
+    monkeypatch.setattr(torch_step.TorchEngine, "_layer", spy)
+    batches = [train.make_batch(make_rows(2, 150, seed)) for seed in (1, 2, 1)]
+    found = []
+    for batch in batches:
+        ran.clear()
+        found.append((engine.gradients(batch), [n for i, n in ran if i == 0]))
+    own = [sum(map(len, batch.rows)) for batch in batches]
+    assert [n for _, n in found] == [[150, own[0]], [150, own[1]], [own[2]]]
+    for (result, _), batch in zip(found, batches):
+        assert_close(result, torch_step.TorchEngine(model).gradients(batch))
+    monkeypatch.setattr(torch_step, "MOST_PREFIXES", 2)
+    engine.loss(train.make_batch(make_rows(2, 150, 3)))
+    assert len(engine._below) == 1
+
+
+def assert_close(a, b):
+    from mlx.utils import tree_flatten
+
+    assert a[0] == pytest.approx(b[0], rel=1e-6)
+    for (name, x), (_, y) in zip(tree_flatten(a[1]), tree_flatten(b[1]), strict=True):
+        assert np.allclose(np.array(x), np.array(y), rtol=1e-4, atol=1e-6), name
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
