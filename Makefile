@@ -42,10 +42,11 @@ test: setup  ## unit tests, notebook lint, nbval, the series on a tiny model
 lab: setup  ## JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_setup.ipynb
 
-verify: setup  ## the series on the real model, nbval on the recorded notebooks (which runs it again), an audit
+verify: setup  ## the series on the real model, nbval on the recorded notebooks (which runs it again), all cases on the page, an audit
 	$(BIN)/python -m fgtune_helpers run --params params/quickstart.yaml
 	$(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=7200 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+	$(BIN)/python benchmarks/browser.py --questions 0 --cases 48
 	$(BIN)/python -m fgtune_helpers audit runs/quickstart
 
 lint: setup  ## ruff

@@ -5,8 +5,9 @@
 `--run` is a finished run. For each variant and device the same held-out questions are asked twice, with the shipped
 keys and values of the tool declarations and without them; the answers must be the same, token for token. "packed" is
 WASM without the second graph that unpacks the weights when it starts. With `--cases N` N held-out cases are compared
-with stage 09's answers of Node, whose products round activations to 8 bits; `--questions 0` does only that. WebGPU is
-only tried with `--webgpu` (it needs a GPU: on SwiftShader a 270M model takes minutes a token).
+with onnxruntime in Python on the graph that the page chose, and with stage 09's answers of Node, whose products round
+activations to 8 bits; `--questions 0` does only that. WebGPU is only tried with `--webgpu` (it needs a GPU: on
+SwiftShader a 270M model takes minutes a token).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main() -> int:
     options = parser.parse_args()
     from fgtune_helpers import data
     from fgtune_helpers.deploy import build_site, try_in_browser
-    from fgtune_helpers.evaluate import Scorecard, judge
+    from fgtune_helpers.evaluate import Scorecard, judge, score
+    from fgtune_helpers.ort import OrtGenerator
 
     cases = data.load_cases(options.run / "01_data", "test")
     tools = json.loads((options.run / "01_data" / "tools.json").read_text(encoding="utf-8"))
@@ -81,18 +83,18 @@ def main() -> int:
                 node = Scorecard.load(options.run / "09_test_node" / f"scorecard_{variant}.json")
                 asked = cases[: options.cases]
                 said = try_in_browser(site, [case.query for case in asked])
-                theirs = {result.id: result for result in node.results}
-                here = [judge(case, a["text"], a["finished"]) for case, a in zip(asked, said, strict=True)]
-                same = sum(theirs[r.id].output == r.output for r in here)
-                hits, there = sum(r.exact for r in here), sum(theirs[r.id].exact for r in here)
-                print(f"{variant}: {hits} of {len(asked)} exact ({there} in Node), {same} the same to the letter")
-                for r in here:
-                    if theirs[r.id].output != r.output:
-                        print(f"  {r.query}\n    page: {r.output}\n    Node: {theirs[r.id].output}")
-                rows.append(
-                    {"variant": variant, "cases": len(asked), "hits": hits, "node": there, "same_as_node": same}
-                )
-                bad += hits < there
+                here = Scorecard("page", [judge(c, a["text"], a["finished"]) for c, a in zip(asked, said, strict=True)])
+                same_graph = OrtGenerator(site / "model", variant, max_tokens=96, wide=said[0]["page"]["wide"])
+                python = score(same_graph, asked, "the page's graph in Python")
+                row = {"variant": variant, "cases": here.n, "hits": here.hits}
+                for other in (python, node):
+                    row[other.name] = {"hits": sum(r.exact for r in other.results if r.id in {c.id for c in asked}),
+                                       "same": here.same_outputs(other)}  # fmt: skip
+                    for query, theirs, mine in here.different_from(other):
+                        print(f"  {query}\n    page: {mine}\n    {other.name}: {theirs}")
+                print(f"{variant}: {row}")
+                rows.append(row)
+                bad += row[python.name]["same"] < here.n
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 1 if bad else 0

@@ -16,16 +16,17 @@ import numpy as np
 
 from .export import ExportError, model_file
 from .generate import common_prefix
+from .wide import SESSION
 
 
 class OrtError(RuntimeError):
     """The model cannot be loaded or run; the message is one line."""
 
 
-def open_session(path: Path, threads: int | None = None, taps: Sequence[str] = ()):
+def open_session(path: Path, threads: int | None = None, taps: Sequence[str] = (), settings: dict | None = None):
     """An onnxruntime session on the CPU, quiet. `threads` None leaves the number to onnxruntime (one per core).
 
-    `taps` names tensors inside the graph that become outputs.
+    `taps` names tensors inside the graph that become outputs; `settings` are onnxruntime's session config entries.
     """
     import onnx
     import onnxruntime
@@ -35,6 +36,8 @@ def open_session(path: Path, threads: int | None = None, taps: Sequence[str] = (
     if threads:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads != 1 else "0")
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
     if not path.exists():
         raise OrtError(f"{path} does not exist")
     source = str(path)
@@ -52,8 +55,10 @@ def open_session(path: Path, threads: int | None = None, taps: Sequence[str] = (
 class OrtModel:
     """A decoder with past keys and values on onnxruntime: token ids in, float32 logits and the new past out."""
 
-    def __init__(self, path: str | Path, threads: int | None = None, taps: Sequence[str] = ()):
-        self.session = open_session(Path(path), threads, taps)
+    def __init__(
+        self, path: str | Path, threads: int | None = None, taps: Sequence[str] = (), settings: dict | None = None
+    ):
+        self.session = open_session(Path(path), threads, taps, settings)
         self.taps, self.tapped = list(taps), {}  # tapped: what the last run gave for each tap
         self.inputs = {item.name: item for item in self.session.get_inputs()}
         self.past_names = [name for name in self.inputs if name.startswith("past_key_values.")]
@@ -124,7 +129,10 @@ class OrtModel:
 
 
 class OrtGenerator:
-    """Greedy generation over a folder that `export_onnx` and `quantize` wrote. Raises OrtError."""
+    """Greedy generation over a folder that `export_onnx` and `quantize` wrote. Raises OrtError.
+
+    `wide` takes the graph over unpacked weights that a deployed site has beside the variant (`wide.py`).
+    """
 
     def __init__(
         self,
@@ -134,15 +142,16 @@ class OrtGenerator:
         stop_ids: Iterable[int] | None = None,
         threads: int | None = None,
         batch_size: int = 8,
+        wide: bool = False,
     ):
         from tokenizers import Tokenizer
 
         folder = Path(onnx_dir)
         try:
-            path = folder / "onnx" / model_file(variant)
+            path = folder / "onnx" / model_file(variant, wide=wide)
         except ExportError as error:
             raise OrtError(str(error)) from None
-        self.model = OrtModel(path, threads)
+        self.model = OrtModel(path, threads, settings=SESSION if wide else None)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         if stop_ids is None:
             stop_ids = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 
 from fgtune_helpers import ort, wide
@@ -22,19 +21,9 @@ def packed(tiny_onnx, tmp_path_factory):
     return out / "onnx"
 
 
-def logits(path, monkeypatch, config):
+def logits(path, settings=None):
     """What a graph says after each token of ROW."""
-    plain = onnxruntime.SessionOptions
-
-    def options():
-        made = plain()
-        for key, value in config.items():
-            made.add_session_config_entry(key, value)
-        return made
-
-    monkeypatch.setattr(onnxruntime, "SessionOptions", options)
-    model = ort.OrtModel(path)
-    monkeypatch.undo()
+    model = ort.OrtModel(path, settings=settings)
     return model.run(np.array([ROW]), model.empty(), keep=0)[0]
 
 
@@ -43,17 +32,27 @@ def logits(path, monkeypatch, config):
 def test_the_same_numbers_from_the_same_file(packed, monkeypatch, variant, largest):
     source, out = packed / model_file(variant), packed / model_file(variant, wide=True)
     before = {path.name for path in packed.iterdir()} - {out.name}
-    expected = logits(source, monkeypatch, {})
+    expected = logits(source)
     monkeypatch.setattr(wide, "LARGEST", largest)
     assert wide.widen(source, out)
-    found = logits(out, monkeypatch, wide.SESSION)
+    found = logits(out, wide.SESSION)
     assert abs(found - expected).max() < 1e-4 * abs(expected).max()
     assert {path.name for path in packed.iterdir()} == before | {out.name}, "no data of its own"
     graph = onnx.load(str(out), load_external_data=False).graph
     ops = [node.op_type for node in graph.node]
     assert "MatMulNBits" not in ops and ops.count("DequantizeLinear") == ops.count("FusedMatMul")
-    assert ("Concat" in [n.op_type for n in graph.node if n.output[0] == "lm_head"]) == (largest < wide.LARGEST)
+    assert ("Concat" in [n.op_type for n in graph.node if n.output[0] == "lm_head"]) == (largest == 2**14)
     assert len({tensor.name for tensor in graph.initializer}) == len(graph.initializer)
+
+
+def test_a_generator_takes_the_wide_graph(packed):
+    """As the page runs it: told not to turn the nodes back, and with the answers of the packed one."""
+    assert wide.widen(packed / model_file("q4"), packed / model_file("q4", wide=True))
+    asked = ["<bos><start_of_turn>user\nweather in Oslo", "<bos><start_of_turn>user\nhello"]
+    plain, wider = (ort.OrtGenerator(packed.parent, "q4", max_tokens=8, wide=w) for w in (False, True))
+    assert wider.generate_ids(asked) == plain.generate_ids(asked)
+    options = wider.model.session.get_session_options()
+    assert {key: options.get_session_config_entry(key) for key in wide.SESSION} == wide.SESSION
 
 
 def test_nothing_to_do(tiny_onnx, packed, tmp_path):
