@@ -114,6 +114,8 @@ def run_series(plan: Plan, out=None) -> int:
     """Run the planned stages in order; one line each. Returns 0 (done), 1 (a stage failed) or 2 (bad parameters)."""
     out = out or sys.stdout
     run = resolve_run(plan.values["run_dir"])
+    if plan.force:
+        os.environ["FGTUNE_FRESH"] = "1"  # the kernels inherit it
     begin = time.time()
     for number, stage in enumerate(plan.stages, 1):
         head = f"[{number:>2}/{len(plan.stages)}] {stage:<18}"

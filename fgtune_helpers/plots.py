@@ -128,11 +128,13 @@ class LiveTraining:
 
         from .train import format_record
 
-        self.records, self.format = [], format_record
-        self.handle = display(plot_history([]), display_id=True)
+        self.records, self.format, self.display = [], format_record, display
+        self.handle = None  # a figure from the first record on; there is none when nothing is left to do
 
     def __call__(self, record: dict) -> None:
         self.records.append(record)
         print(self.format(record), flush=True)
-        if self.handle is not None:
+        if len(self.records) == 1:
+            self.handle = self.display(plot_history(self.records), display_id=True)
+        elif self.handle is not None:
             self.handle.update(plot_history(self.records))

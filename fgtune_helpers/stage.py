@@ -250,7 +250,8 @@ class Run:
 def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) -> Run:
     """Begin a stage from a notebook's globals: resolve parameters, check what it needs, seed, say what is used.
 
-    `keep` leaves the work folder of an interrupted stage with the same content hash in place, so that it can go on.
+    `keep` lets work with the same content hash go on: that of an interrupted stage, or that of a finished one, which
+    then has nothing left to do (`FGTUNE_FRESH=1`, or the runner's `--force`, begins anew all the same).
     Raises ParameterError or StageError, one line each.
     """
     spec = STAGES[stage]
@@ -275,8 +276,14 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
     _seed(values.get("seed", PARAMETERS["seed"].default), spec.mlx)
     work = root / ".work" / stage
     stamp = work.with_name(f"{stage}.key")
-    if not (keep and stamp.exists() and stamp.read_text() == key):
+    keep = keep and os.environ.get("FGTUNE_FRESH") != "1"
+    interrupted = keep and work.exists() and stamp.exists() and stamp.read_text() == key
+    if not interrupted:
         shutil.rmtree(work, ignore_errors=True)
+        done = read_manifest(root, stage) if keep else None
+        if done and done["key"] == key and not damage(root / stage, done):
+            shutil.copytree(root / stage, work, ignore=shutil.ignore_patterns("stage.json"))
+            print(f"the same was done before: going on from {values['run_dir']}/{stage} (FGTUNE_FRESH=1 begins anew)")
     work.mkdir(parents=True, exist_ok=True)
     stamp.write_text(key)
     for name, value in values.items():

@@ -104,6 +104,27 @@ def test_keep_lets_an_interrupted_stage_go_on_only_with_the_same_parameters(tmp_
     assert not (s.start_stage("01_data", given | {"seed": 8}, keep=True).dir / "half").exists()
 
 
+def test_keep_takes_over_what_is_done_with_the_same_parameters(tmp_path, monkeypatch, capsys):
+    """02 run again, by hand or by nbval, does not train again; a changed file, another key or FGTUNE_FRESH does."""
+    finished(tmp_path)
+    given = values("01_data", tmp_path)
+
+    def again(**changed):
+        work = s.start_stage("01_data", given | changed, keep=True).dir
+        return sorted(p.name for p in work.iterdir()), "done before" in capsys.readouterr().out
+
+    first = s.start_stage("01_data", given)
+    first.file("half").write_text("x")
+    first.finish()
+    assert again() == (["half"], True)
+    monkeypatch.setenv("FGTUNE_FRESH", "1")
+    assert again() == ([], False)
+    monkeypatch.delenv("FGTUNE_FRESH")
+    assert again(seed=8) == ([], False)
+    (tmp_path / "01_data" / "half").write_text("y")
+    assert again() == ([], False)
+
+
 def test_a_skip_is_explicit_and_fails_in_ci(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("CI", raising=False)
     s.start_stage("00_setup", values("00_setup", tmp_path)).finish(skipped="no Node")
