@@ -1,6 +1,6 @@
 """The ONNX variants side by side: size, distance from fp32, exact match, speed; and the export against optimum-cli.
 
-    python benchmarks/onnx.py --data runs/quickstart/01_data --model runs/quickstart/04_fuse/model --json rows.json
+    python benchmarks/onnx.py --data runs/quickstart/01_data --model runs/quickstart/04_fuse --json rows.json
     python benchmarks/onnx.py --data ... --model ... --only sizes,recipes
 
 `--data` is a folder with train.jsonl and test.jsonl (stage 01), `--model` a fused model. Parts: `export`, `sizes`
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with train.jsonl and test.jsonl")
     parser.add_argument("--work", type=Path, help="where the graphs go (default: a temporary folder)")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
-    parser.add_argument("--rows", type=int, default=24, help="calibration rows")
+    parser.add_argument("--rows", type=int, default=64, help="calibration rows")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of the speed part")
     parser.add_argument("--json", type=Path, help="write every row here")
     options = parser.parse_args()
@@ -76,7 +77,7 @@ class Bench:
         self.model, self.work, self.rounds, self.rows = model, work, rounds, []
         tokenizer = load_tokenizer(model)
         ids = lambda split: [list(row.ids) for row in dataset.load_rows(data, split, tokenizer)]
-        self.calibration = ids("train")[:rows]
+        self.calibration = random.Random(7).sample(ids("train"), rows)  # as stage 07 draws them
         self.held_out = ids("test")[:8]
         self.cases = dataset.load_cases(data, "test")
         self.folder = work / "onnx"
