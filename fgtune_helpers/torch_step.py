@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
+import os
 import warnings
 from dataclasses import dataclass
 
@@ -33,10 +34,17 @@ BLOCK = 256  # queries per attention block of the prefix
 VOCABULARY_CHUNK = 8192
 MOST_PREFIXES = 8  # whose run through the frozen layers is kept
 TRIM_EVERY = 8  # steps; in between, freed memory stays with the process
+# oneDNN and torch's layer over it keep 0.6 MB for each shape of a bfloat16 product, up to 1024 shapes each. Batches
+# differ, so row counts are rounded up to few shapes, and few are kept.
+ROWS_MULTIPLE, WIDTH_MULTIPLE = 32, 8
+SHAPES_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 # Where a chunk of the vocabulary holds less than this share of a row's probability, its pull is less than what rounding
 # takes from the rest, and the product that would form it is left out: most chunks, once the model is sure.
 NEGLIGIBLE = {torch.float32: 2.0**-31, torch.bfloat16: 2.0**-20}
 ROW_CHUNK = 512  # learned tokens whose logits are held at a time: 16 MB
+
+for _name, _capacity in SHAPES_KEPT.items():  # read at the first product
+    os.environ.setdefault(_name, _capacity)
 
 
 def why_not(model) -> str | None:
@@ -372,7 +380,8 @@ def _pull(z, part):
 
 
 class _Entropy(torch.autograd.Function):
-    """Sum of the cross-entropy of `h [N, hidden]` against `targets`, over a table `[vocabulary, hidden]`, in chunks."""
+    """Sum of the cross-entropy of the first rows of `h [N, hidden]` against `targets [<= N]`, over a table
+    `[vocabulary, hidden]`, in chunks. What `h` has behind the targets is padding and gets no gradient."""
 
     @staticmethod
     def forward(ctx, h, table, targets):
@@ -380,13 +389,15 @@ class _Entropy(torch.autograd.Function):
         total, gradients = 0.0, []
         dtype, negligible = table.dtype, NEGLIGIBLE[table.dtype]
         for x, t in zip(h.split(ROW_CHUNK), targets.split(ROW_CHUNK)):
+            count, t = len(t), F.pad(t, (0, len(x) - len(t)))
             rows, low = table[t].float(), x.to(dtype)
-            picked = (x * rows).sum(dim=1, keepdim=True)
-            top = picked.clone()  # a good guess at the highest logit: what is learned already
-            norm = torch.zeros(x.shape[0], 1)
+            top = (x * rows).sum(dim=1, keepdim=True)  # a good guess at the highest logit: what is learned already
+            picked, norm = torch.zeros_like(top), torch.zeros_like(top)
             pulled = torch.zeros_like(x) if want else None
-            for part in table.split(VOCABULARY_CHUNK):
+            for k, part in enumerate(table.split(VOCABULARY_CHUNK)):
                 z = (low @ part.T).float()
+                here = torch.nonzero(t // VOCABULARY_CHUNK == k).squeeze(1)
+                picked[here, 0] = z[here, t[here] - k * VOCABULARY_CHUNK]  # rounded as its neighbours are
                 higher = torch.maximum(top, z.amax(dim=1, keepdim=True))
                 fade = (top - higher).exp_()
                 top = higher
@@ -395,13 +406,17 @@ class _Entropy(torch.autograd.Function):
                 if want:
                     pulled.mul_(fade)
                     felt = (mass > negligible * norm).squeeze(1)
-                    if felt.all():
+                    felt[count:] = False
+                    felt = _rounded_up(felt)
+                    if felt is None:
                         pulled += _pull(z, part)
-                    elif felt.any():
+                    elif len(felt):
                         pulled[felt] += _pull(z[felt], part)
-            total += (norm.double().log() + top.double() - picked.double()).sum().item()
+            losses = norm.double().log_().add_(top).sub_(picked)
+            total += losses[:count].sum().item()
             if want:
-                gradients.append(pulled.div_(norm).sub_(rows))
+                pulled.div_(norm).sub_(rows)[count:] = 0
+                gradients.append(pulled)
         if want:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.tensor(total, dtype=torch.float64)
@@ -411,12 +426,25 @@ class _Entropy(torch.autograd.Function):
         return ctx.saved_tensors[0] * dy.float(), None, None
 
 
+def _rounded_up(chosen):
+    """Indices of the rows `chosen [N]`, with others to a multiple of `ROWS_MULTIPLE`; None where that is all."""
+    wanted = _up(int(chosen.sum()), ROWS_MULTIPLE)
+    return None if wanted >= len(chosen) else torch.argsort(chosen, descending=True)[:wanted]
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
 # ---------------------------------------------------------------- layout of a batch
 
 
 @dataclass
 class _Layout:
-    """Where packed tokens lie. `ids [T]`, `positions [T]`; rows are padded to width `S` only inside attention."""
+    """Where packed tokens lie. `ids [T]`, `positions [T]`; rows are padded to width `S` only inside attention.
+
+    T, S and the number of learned tokens are rounded up; what is added has no target, and no gradient.
+    """
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -424,23 +452,32 @@ class _Layout:
     rows: int
     width: int
     slots: torch.Tensor  # where packed row tokens go in the padded [rows * width]
-    learned: torch.Tensor  # packed indices (behind the prefix) that predict a target
+    learned: torch.Tensor  # packed indices (behind the prefix) that predict a target, padded
     targets: torch.Tensor
 
     @classmethod
     def of(cls, batch) -> _Layout:
-        P, width = len(batch.prefix), max(len(r) for r in batch.rows)
-        starts = np.cumsum([0] + [len(r) for r in batch.rows])
-        slots = [b * width + s for b, r in enumerate(batch.rows) for s in range(len(r))]
-        positions = list(range(P)) + [P + s for r in batch.rows for s in range(len(r))]
+        P, lengths = len(batch.prefix), [len(r) for r in batch.rows]
+        width = _up(max(lengths), WIDTH_MULTIPLE)
+        spare = _up(sum(lengths), ROWS_MULTIPLE) - sum(lengths)
+        rows = []
+        for r in batch.rows:  # the padding sits behind what it could disturb
+            more = min(spare, width - len(r))
+            spare -= more
+            rows.append([*r, *[0] * more])
+        starts = np.cumsum([0] + [len(r) for r in rows])
+        slots = [b * width + s for b, r in enumerate(rows) for s in range(len(r))]
+        positions = list(range(P)) + [P + s for r in rows for s in range(len(r))]
+        learned = [int(starts[b]) + s for b, s in batch.where]
+        learned += [0] * (_up(len(learned), ROWS_MULTIPLE) - len(learned))
         return cls(
-            torch.tensor(list(batch.prefix) + [i for r in batch.rows for i in r]),
+            torch.tensor(list(batch.prefix) + [i for r in rows for i in r]),
             torch.tensor(positions),
             P,
-            len(batch.rows),
+            len(rows),
             width,
             torch.tensor(slots),
-            torch.tensor([int(starts[b]) + s for b, s in batch.where]),
+            torch.tensor(learned),
             torch.tensor(batch.targets),
         )
 
