@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from . import blas, forward
@@ -35,11 +36,11 @@ class MlxGenerator:
 
     def generate_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """New ids of each prompt, without the stop token."""
-        rows = self.encode(prompts)
+        rows, decoder = self.encode(prompts), self._decoder()
         out: list[list[int]] = [[] for _ in rows]
         self.finished = [False] * len(rows)
         for prefix, batch in self._batches(rows):
-            answers, ended = self._decode([rows[i][prefix.length :] for i in batch], prefix)
+            answers, ended = self._decode(decoder([rows[i][prefix.length :] for i in batch], prefix), len(batch))
             for i, ids, end in zip(batch, answers, ended, strict=True):
                 out[i], self.finished[i] = ids, end
         return out
@@ -49,11 +50,11 @@ class MlxGenerator:
         import numpy as np
 
         mx = blas.mlx()
-        rows = self.encode(prompts)
+        rows, decoder = self.encode(prompts), self._decoder()
         out = np.zeros((len(rows), self.model.args.vocab_size), np.float32)
         for prefix, batch in self._batches(rows):
-            state = _Decoder(self.model, [rows[i][prefix.length :] for i in batch], prefix)
-            out[batch] = np.array(state.logits().astype(mx.float32))
+            state = decoder([rows[i][prefix.length :] for i in batch], prefix)
+            out[batch] = np.array(self._logits(state).astype(mx.float32))
         return out
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -63,6 +64,16 @@ class MlxGenerator:
             if not ids:
                 raise ValueError(f"prompt {i + 1} is empty")
         return rows
+
+    def _decoder(self):
+        """What makes a decoder of rows behind a prefix, for the model as it is now: torch's on CPUs where it can."""
+        from . import torch_step
+
+        if torch_step.why_not(self.model):
+            return functools.partial(_Decoder, self.model)
+        from .torch_decode import TorchDecoder, TorchWeights
+
+        return functools.partial(TorchDecoder, TorchWeights(self.model))
 
     def _batches(self, rows: list[list[int]]):
         """(prefix, indices of rows): rows of one developer turn share what they have in common, run once."""
@@ -77,15 +88,22 @@ class MlxGenerator:
             for a in range(0, len(group), self.batch_size):
                 yield prefix, group[a : a + self.batch_size]
 
-    def _decode(self, rows: list[list[int]], prefix) -> tuple[list[list[int]], list[bool]]:
-        """New ids of each row, and whether it came to a stop token."""
+    def _logits(self, state):
+        """Logits `[B, vocabulary]` (MLX) that follow each row's last token."""
+        hidden = state.hidden if isinstance(state, _Decoder) else blas.mlx().array(state.hidden.numpy())
+        return forward.head(self.model, hidden)
+
+    def _decode(self, state, count: int) -> tuple[list[list[int]], list[bool]]:
+        """New ids of each of the `count` rows of a decoder, and whether it came to a stop token."""
         mx = blas.mlx()
-        out: list[list[int]] = [[] for _ in rows]
-        ended = [True] * len(rows)
-        alive = list(range(len(rows)))
-        state = _Decoder(self.model, rows, prefix)
+        out: list[list[int]] = [[] for _ in range(count)]
+        ended = [True] * count
+        alive = list(range(count))
         for step in range(self.max_tokens):
-            tokens = self.most_likely(state.hidden) if self.most_likely else mx.argmax(state.logits(), axis=-1).tolist()
+            if self.most_likely:
+                tokens = self.most_likely(state.hidden)
+            else:
+                tokens = mx.argmax(self._logits(state), axis=-1).tolist()
             keep = [j for j, token in enumerate(tokens) if token not in self.stop_ids]
             for j in keep:
                 out[alive[j]].append(tokens[j])
@@ -170,10 +188,6 @@ class _Decoder:
         mask = forward.causal_mask(queries, keys, window) & (keys >= 0)[:, None, :]
         return mask[:, None, None]
 
-    def logits(self):
-        """Logits `[B, vocabulary]` that follow each row's last token."""
-        return forward.head(self.model, self.hidden)
-
     def _finish(self, h) -> None:
         mx = blas.mlx()
         self.hidden = self.model.model.norm(h)
@@ -206,13 +220,10 @@ class MostLikely:
 
         return cls(share((model.model.embed_tokens if model.tie_word_embeddings else model.lm_head).weight))
 
-    def __call__(self, hidden) -> list[int]:
-        """Token ids for normed hidden states `[B, H]` (MLX); the lowest id where several are equal."""
+    def __call__(self, h) -> list[int]:
+        """Token ids for normed hidden states `[B, H]` (torch); the lowest id where several are equal."""
         import torch
 
-        from .torch_step import share
-
-        h = share(hidden)
         near = h.bfloat16() @ self.low.T
         least = near.amax(dim=1).float() - self.reach * h.norm(dim=1)
         tokens = []

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from fgtune_helpers import blas, forward, generate, train
+from fgtune_helpers import blas, forward, generate, torch_decode, torch_step, train
 from fgtune_helpers.base import resolve_base
 
 mx = blas.mlx()
@@ -46,6 +46,14 @@ def prompts(shared, lengths, seed=0):
     ]
 
 
+@pytest.fixture(params=["torch", "mlx"])
+def way(request, monkeypatch):
+    """Both decoders: torch's on this CPU, MLX's as on a GPU."""
+    if request.param == "mlx":
+        monkeypatch.setattr(torch_step, "why_not", lambda model: "the test says so")
+    return request.param
+
+
 def by_mlx_lm(model, prompt, tokens, stops=(1, 50, 106)):
     from mlx_lm.generate import generate_step
 
@@ -69,21 +77,24 @@ def by_mlx_lm(model, prompt, tokens, stops=(1, 50, 106)):
         (300, [5, 40, 140]),  # the prefix is far longer, and one prompt is itself longer than the window
     ],
 )
-def test_equals_mlx_lm_token_by_token(model, shared, lengths):
+def test_equals_mlx_lm_token_by_token(model, way, shared, lengths):
     asked = prompts(shared, lengths, seed=shared)
     found = generate.MlxGenerator(model, Numbers, max_tokens=16).generate_ids(asked)
     assert found == [by_mlx_lm(model, p, 16) for p in asked]
 
 
 @pytest.mark.parametrize("shared", [20, 100, 120, 300])
-def test_logits_of_every_step_are_the_models(model, shared):
+def test_logits_of_every_step_are_the_models(model, way, shared, monkeypatch):
     """Forced tokens, so that nothing is hidden by an argmax: rows of three lengths, through and beyond the window."""
+    monkeypatch.setattr(torch_decode, "GROW", 4)
     rng = random.Random(shared)
     rows = [Numbers.encode(p) for p in prompts(shared, [2, 9, 30])]
     prefix = forward.run_prefix(model, mx.array(rows[0][:shared]))
-    state = generate._Decoder(model, [r[shared:] for r in rows], prefix)
+    maker = generate.MlxGenerator(model, Numbers)
+    state = maker._decoder()([r[shared:] for r in rows], prefix)
+    assert isinstance(state, torch_decode.TorchDecoder) == (way == "torch")
     for step in range(12):
-        logits = state.logits()
+        logits = maker._logits(state)
         for i, row in enumerate(rows):
             want, got = np.array(model(mx.array([row]))[0, -1]), np.array(logits[i])
             assert np.abs(got - want).max() < 1e-4 * np.abs(want).max(), (step, i)
@@ -106,9 +117,9 @@ def test_most_likely_is_float32s_choice_even_where_bfloat16_errs():
     want = (hidden @ table.T).argmax(dim=1).tolist()
     coarse = (hidden.bfloat16() @ table.bfloat16().T).argmax(dim=1).tolist()
     assert sum(a != b for a, b in zip(want, coarse)) > 5, "this test would show nothing"
-    assert generate.MostLikely(table)(mx.array(hidden.numpy())) == want
+    assert generate.MostLikely(table)(hidden) == want
     alike = generate.MostLikely(torch.ones(2000, 64))  # more candidates than are looked at one by one
-    assert alike(mx.ones((2, 64))) == [0, 0]
+    assert alike(torch.ones(2, 64)) == [0, 0]
 
 
 def test_decoding_is_the_same_with_and_without_most_likely(model):
@@ -118,6 +129,23 @@ def test_decoding_is_the_same_with_and_without_most_likely(model):
     for maker.most_likely in (None, generate.MostLikely.of(model)):
         found.append(maker.generate_ids(asked))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+def test_what_is_said_follows_the_adapters(way, kind):
+    """One generator over a model that trains: every call sees the weights of the moment, as mlx-lm does."""
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    model, _ = train.load_model(resolve_base("tiny").path)
+    train.add_lora(model, 4, 20.0, fine_tune_type=kind)
+    maker, asked = generate.MlxGenerator(model, Numbers, max_tokens=6, stop_ids=[]), prompts(60, [12, 3])
+    found = []
+    for _ in range(2):
+        fresh = [(k, v + 0.3 * mx.random.normal(v.shape)) for k, v in tree_flatten(model.trainable_parameters())]
+        model.update(tree_unflatten(fresh))
+        found.append(maker.generate_ids(asked))
+        assert found[-1] == [by_mlx_lm(model, p, 6, ()) for p in asked]
+    assert found[0] != found[1]
 
 
 def test_batch_size_and_order_do_not_matter(model):
