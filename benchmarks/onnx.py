@@ -149,19 +149,21 @@ class Bench:
 
     def recipes(self) -> None:
         from fgtune_helpers.export import variant_bytes
-        from fgtune_helpers.quantize import Recipe
+        from fgtune_helpers.quantize import MORE, RECIPES, Recipe
 
-        kv = {"k_proj": 8, "v_proj": 8}
+        kv, small = {"k_proj": 8, "v_proj": 8}, {"embed_bits": 4, "embed_block": 32}
         tried = {
-            "nearest, 8 bits, block 128": Recipe(bits=8, block=128, method="rtn"),
-            "nearest, block 32": Recipe(method="rtn"),
-            "nearest, block 32, k v 8 bits": Recipe(method="rtn", more=kv),
-            "gptq, block 32": Recipe(),
-            "gptq, block 32, no correction": Recipe(correct=0),
-            "gptq, block 32, k v 8 bits": Recipe(more=kv),
-            "gptq, block 64, k v 8 bits": Recipe(more=kv, block=64),
-            "gptq, block 32, attention 8 bits": Recipe(more={"self_attn": 8}),
-            "gptq, block 32, k v, 4-bit embedding": Recipe(more=kv, embed_bits=4, embed_block=32),
+            "8 bits, blocks of 128, nearest": Recipe(bits=8, block=128, method="rtn"),
+            "8 bits, blocks of 32, nearest": Recipe(bits=8, method="rtn"),
+            "int8: and 64 in the embedding": RECIPES["int8"],
+            "layers 4 bits, nearest": Recipe(method="rtn"),
+            "layers 4 bits, gptq": Recipe(),
+            "... uncorrected": Recipe(correct=0),
+            "... k v 8 bits": Recipe(more=kv),
+            "... k v, layers 3 and 4 8 bits": Recipe(more=MORE),
+            "embedding 4 bits, nearest": Recipe(bits=8, method="rtn", **small),
+            "q4: embedding 4 bits, gptq": RECIPES["q4"],
+            "q4s: both, gptq": RECIPES["q4s"],
         }
         for name, recipe in tried.items():
             begin = time.perf_counter()

@@ -17,15 +17,36 @@ from .export import embedding_scale, layer_kinds, rope_frequencies, rope_setting
 Rounded = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes [out, in], scales [out, blocks], zero points [out, blocks]
 
 
+SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)  # of a block's range that are tried, at 4 bits
+
+
 def grid(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale (rounded to float16) and zero point of blocks [..., size]: the range of the weights, zero included."""
+    """Scale (rounded to float16) and zero point of blocks [..., size]: of the shares `SHRINKS` of their range, zero
+    included, the one with the least squared error (at 8 bits the whole range)."""
     top = (1 << bits) - 1
     low = np.minimum(blocks.min(-1), 0)
     high = np.maximum(blocks.max(-1), 0)
-    scale = ((high - low) / top).astype(np.float16).astype(np.float32)
-    scale[scale == 0] = 1
-    zero = np.clip(np.rint(-low / scale), 0, top)
-    return scale, zero
+    best = None
+    for shrink in SHRINKS if bits < 8 else (1.0,):
+        scale = ((high - low) * np.float32(shrink / top)).astype(np.float16).astype(np.float32)
+        scale[scale == 0] = 1
+        zero = np.clip(np.rint(-low * np.float32(shrink) / scale), 0, top)
+        if bits == 8:
+            return scale, zero
+        codes = np.rint(blocks / scale[..., None])
+        codes += zero[..., None]
+        np.clip(codes, 0, top, out=codes)
+        codes -= zero[..., None]
+        codes *= scale[..., None]
+        codes -= blocks
+        error = np.einsum("...i,...i->...", codes, codes)
+        if best is None:
+            best = [scale, zero, error]
+        else:
+            better = error < best[2]
+            for kept, value in zip(best, (scale, zero, error)):
+                kept[better] = value[better]
+    return best[0], best[1]
 
 
 def round_nearest(weight: np.ndarray, bits: int, block: int) -> Rounded:

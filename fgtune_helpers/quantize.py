@@ -29,7 +29,7 @@ from .export import (
     write_decoder,
 )
 from .generate import common_prefix
-from .gptq import PackedRows, Rounded, restore, round_decoder, round_nearest
+from .gptq import PackedRows, Rounded, damped_inverse, restore, round_decoder, round_gptq, round_nearest, upper_factor
 from .ort import OrtModel
 
 FLOAT16_MAX = 65504.0
@@ -48,7 +48,7 @@ class Recipe:
     `layers.3.`) to the bits it gets instead; `method` `gptq` rounds against the calibration rows, `rtn` to the nearest.
     `half` computes in float16 with a scaled residual stream. `accuracy` is MatMulNBits' accuracy_level: 4 rounds
     activations to 8 bits, which decodes 20 to 60 times faster on CPUs than 0, floats (measured here, see
-    benchmarks/onnx.py). `correct` and `damping` steer GPTQ, see `gptq.round_decoder`.
+    benchmarks/onnx.py). `correct` and `damping` steer GPTQ, see `gptq.round_decoder`; `embed_damping` see `calibrate`.
     """
 
     bits: int = 4
@@ -61,6 +61,7 @@ class Recipe:
     accuracy: int = 4
     correct: float = 1.0
     damping: float = 0.01
+    embed_damping: float = 1.0
 
     def bits_of(self, name: str) -> int:
         """Bits of the matrix `name`."""
@@ -69,12 +70,14 @@ class Recipe:
 
 #: Where 8 bits are cheap and matter: keys and values, and two of the early layers (5 MB).
 MORE = {"k_proj": 8, "v_proj": 8, "layers.3.": 8, "layers.4.": 8}
+#: Measured by benchmarks/onnx.py. Most of the weights are the embedding's: 4 bits there and 8 elsewhere are smaller and
+#: nearer to fp32 than the other way round, if both are rounded against the rows.
 RECIPES = {
     "fp16": Recipe(bits=0, embed_bits=0, half=True),
-    "int8": Recipe(bits=8, block=128, method="rtn"),
-    "q4": Recipe(more=MORE),
-    "q4f16": Recipe(more=MORE, half=True),
-    "q4s": Recipe(more={"k_proj": 8, "v_proj": 8}, embed_bits=4, embed_block=32),
+    "int8": Recipe(bits=8, method="rtn", embed_block=64),
+    "q4": Recipe(bits=8, embed_bits=4, embed_block=32),
+    "q4f16": Recipe(bits=8, embed_bits=4, embed_block=32, half=True),
+    "q4s": Recipe(more=MORE, embed_bits=4, embed_block=32),
 }
 
 
@@ -125,7 +128,9 @@ def quantize(
     peaks = measure_peaks(source, calibration, threads) if recipe.half else {}
     scale = residual_scale(peaks) if recipe.half else 1.0
     rounded = (
-        _calibrated(source, config, weights, recipe, calibration) if recipe.method == "gptq" and recipe.bits else {}
+        _calibrated(source, config, weights, recipe, calibration, threads)
+        if recipe.method == "gptq" and recipe.bits
+        else {}
     )
     if out.resolve() != source.resolve():
         copy_side_files(source, out)
@@ -336,32 +341,58 @@ def packed_rows(calibration: Sequence[Sequence[int]]) -> PackedRows:
 _LAST: dict[tuple, dict[str, Rounded]] = {}  # the latest rounding: q4 and q4f16 share theirs
 
 
-def _calibrated(source: Path, config: dict, weights: OnnxWeights, recipe: Recipe, calibration) -> dict[str, Rounded]:
+def _calibrated(source: Path, config: dict, weights, recipe: Recipe, calibration, threads=None) -> dict[str, Rounded]:
     stamp = (source / "onnx" / model_file("fp32")).resolve()
     rows = tuple(tuple(row) for row in calibration)
     key = (str(stamp), stamp.stat().st_mtime_ns, str(replace(recipe, half=False, accuracy=0)), rows)
     if key not in _LAST:
-        found = calibrate(config, weights, recipe, calibration)
+        found = calibrate(source, config, weights, recipe, calibration, threads)
         _LAST.clear()
         _LAST[key] = found
     return _LAST[key]
 
 
-def calibrate(config: dict, weights: OnnxWeights, recipe: Recipe, calibration) -> dict[str, Rounded]:
-    """Every projection rounded by GPTQ on the calibration rows, which enter through the embedding as it is stored."""
+def calibrate(
+    source: Path, config: dict, weights: OnnxWeights, recipe: Recipe, calibration, threads: int | None = None
+) -> dict[str, Rounded]:
+    """Every projection rounded by GPTQ on the calibration rows, which enter through the embedding as it is stored.
+
+    A 4-bit embedding is rounded for both of its uses: as output layer by what that sees of the rows, and, since
+    `embed_damping` adds as much of the identity, as lookup table.
+    """
     rows = packed_rows(calibration)
     if not all(recipe.bits_of(f"model.layers.{i}.") for i in range(config["num_hidden_layers"])):
         raise QuantizeError("gptq rounds every projection: give bits to all of them")
     embedded = np.array(weights.matrix(EMBEDDING)[rows.ids])
-    stored = embedded
+    stored, found = embedded, {}
     if recipe.embed_bits:
         block = block_size(recipe.embed_block, embedded.shape[1])
-        stored = restore(round_nearest(embedded, recipe.embed_bits, block))
+        if recipe.embed_bits == 4:
+            states = last_states(source, rows, threads)
+            factor = upper_factor(damped_inverse(states.T @ states, recipe.embed_damping))
+            found[EMBEDDING] = round_gptq(weights.matrix(EMBEDDING), factor, recipe.embed_bits, block)
+            stored = restore(tuple(part[rows.ids] for part in found[EMBEDDING]))
+        else:
+            stored = restore(round_nearest(embedded, recipe.embed_bits, block))
 
     def settle(name: str) -> tuple[int, int]:
         return recipe.bits_of(name), block_size(recipe.block, weights.matrix(name).shape[1])
 
-    return round_decoder(config, weights, rows, (embedded, stored), settle, recipe.correct, recipe.damping)[0]
+    found |= round_decoder(config, weights, rows, (embedded, stored), settle, recipe.correct, recipe.damping)[0]
+    return found
+
+
+def last_states(source: Path, rows: PackedRows, threads: int | None = None) -> np.ndarray:
+    """What the output layer of the fp32 model sees of the rows' own tokens, float32 [tokens, hidden]."""
+    model = OrtModel(source / "onnx" / model_file("fp32"), threads, ["model.norm"])
+    shared, found = model.empty(), []
+    for start, end in rows.segments:
+        _, past = model.run(rows.ids[None, start:end], shared)
+        if not start and rows.prefix:
+            shared = past
+        else:
+            found.append(model.tapped["model.norm"][0])
+    return np.concatenate(found)
 
 
 def measure_peaks(
