@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -385,14 +385,18 @@ def calibrate(
 def last_states(source: Path, rows: PackedRows, threads: int | None = None) -> np.ndarray:
     """What the output layer of the fp32 model sees of the rows' own tokens, float32 [tokens, hidden]."""
     model = OrtModel(source / "onnx" / model_file("fp32"), threads, ["model.norm"])
-    shared, found = model.empty(), []
+    return np.concatenate([tapped["model.norm"][0] for own, tapped in run_segments(model, rows) if own])
+
+
+def run_segments(model: OrtModel, rows: PackedRows) -> Iterator[tuple[bool, dict[str, np.ndarray]]]:
+    """Run the shared prefix once and each row behind it; yields whether it was a row, and what was tapped."""
+    shared = model.empty()
     for start, end in rows.segments:
         _, past = model.run(rows.ids[None, start:end], shared)
-        if not start and rows.prefix:
+        own = bool(start) or not rows.prefix
+        if not own:
             shared = past
-        else:
-            found.append(model.tapped["model.norm"][0])
-    return np.concatenate(found)
+        yield own, model.tapped
 
 
 def measure_peaks(
@@ -421,12 +425,8 @@ def measure_peaks(
     model = OrtModel(path, threads, sorted(watched))
     rows = packed_rows(calibration)
     peaks = dict.fromkeys(sorted(set(watched.values())), 0.0)
-    shared = past = model.empty()
-    for start, end in rows.segments:
-        _, past = model.run(rows.ids[None, start:end], shared)
-        if not start and rows.prefix:
-            shared = past
-        for tap, value in model.tapped.items():
+    for _, tapped in run_segments(model, rows):
+        for tap, value in tapped.items():
             peak = float(np.abs(value).max())
             if not np.isfinite(peak):
                 raise QuantizeError(f"the fp32 model gives {peak} in {tap}")
