@@ -26,13 +26,17 @@ def grid(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
     top = (1 << bits) - 1
     low = np.minimum(blocks.min(-1), 0)
     high = np.maximum(blocks.max(-1), 0)
-    best = None
-    for shrink in SHRINKS if bits < 8 else (1.0,):
-        scale = ((high - low) * np.float32(shrink / top)).astype(np.float16).astype(np.float32)
+
+    def shrunk(share: float) -> tuple[np.ndarray, np.ndarray]:
+        scale = ((high - low) * np.float32(share / top)).astype(np.float16).astype(np.float32)
         scale[scale == 0] = 1
-        zero = np.clip(np.rint(-low * np.float32(shrink) / scale), 0, top)
-        if bits == 8:
-            return scale, zero
+        return scale, np.clip(np.rint(-low * np.float32(share) / scale), 0, top)
+
+    if bits == 8:
+        return shrunk(1.0)
+    best = None
+    for share in SHRINKS:
+        scale, zero = shrunk(share)
         codes = np.rint(blocks / scale[..., None])
         codes += zero[..., None]
         np.clip(codes, 0, top, out=codes)

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 
 from . import blas
+from .train import round_up
 
 BLOCK = 256  # queries per attention block of the prefix
 VOCABULARY_CHUNK = 8192
@@ -428,12 +429,8 @@ class _Entropy(torch.autograd.Function):
 
 def _rounded_up(chosen):
     """Indices of the rows `chosen [N]`, with others to a multiple of `ROWS_MULTIPLE`; None where that is all."""
-    wanted = _up(int(chosen.sum()), ROWS_MULTIPLE)
+    wanted = round_up(int(chosen.sum()), ROWS_MULTIPLE)
     return None if wanted >= len(chosen) else torch.argsort(chosen, descending=True)[:wanted]
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
 
 
 # ---------------------------------------------------------------- layout of a batch
@@ -458,8 +455,8 @@ class _Layout:
     @classmethod
     def of(cls, batch) -> _Layout:
         P, lengths = len(batch.prefix), [len(r) for r in batch.rows]
-        width = _up(max(lengths), WIDTH_MULTIPLE)
-        spare = _up(sum(lengths), ROWS_MULTIPLE) - sum(lengths)
+        width = round_up(max(lengths), WIDTH_MULTIPLE)
+        spare = round_up(sum(lengths), ROWS_MULTIPLE) - sum(lengths)
         rows = []
         for r in batch.rows:  # the padding sits behind what it could disturb
             more = min(spare, width - len(r))
@@ -469,7 +466,7 @@ class _Layout:
         slots = [b * width + s for b, r in enumerate(rows) for s in range(len(r))]
         positions = list(range(P)) + [P + s for r in rows for s in range(len(r))]
         learned = [int(starts[b]) + s for b, s in batch.where]
-        learned += [0] * (_up(len(learned), ROWS_MULTIPLE) - len(learned))
+        learned += [0] * (round_up(len(learned), ROWS_MULTIPLE) - len(learned))
         return cls(
             torch.tensor(list(batch.prefix) + [i for r in rows for i in r]),
             torch.tensor(positions),

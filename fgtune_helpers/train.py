@@ -336,10 +336,10 @@ def batch_arrays(batch: Batch, multiple: int = 1):
     `where` counts positions of the flattened `[B, S]`. S and N are padded to a `multiple`, with weight 0.
     """
     mx = blas.mlx()
-    width = _round_up(max(len(r) for r in batch.rows), multiple)
+    width = round_up(max(len(r) for r in batch.rows), multiple)
     rows = [list(r) + [0] * (width - len(r)) for r in batch.rows]
     count = len(batch.targets)
-    padding = _round_up(count, multiple) - count
+    padding = round_up(count, multiple) - count
     where = [b * width + s for b, s in batch.where] + [0] * padding
     return (
         mx.array(list(batch.prefix), dtype=mx.int32),
@@ -362,7 +362,8 @@ def iterate_batches(dataset, batch_size, max_seq_length=None, loop=False, seed=N
             return
 
 
-def _round_up(n: int, multiple: int) -> int:
+def round_up(n: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is not below `n`."""
     return -(-n // multiple) * multiple
 
 

@@ -69,7 +69,9 @@ def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, half):
     graph.save({})
     codes, scales, zeros = round_nearest(weight, bits, 32)
     expected = restore((codes, scales, zeros))
-    assert np.quantile(np.abs(expected - weight), 0.95) <= scales.max() / 2
+    inside = (codes > 0) & (codes < (1 << bits) - 1)  # a 4-bit grid may cut off what lies far out
+    assert inside.mean() > 0.85
+    assert (np.abs(expected - weight) <= np.repeat(scales, 32, axis=1) / 2 * 1.001)[inside].all()
     x = np.random.default_rng(1).normal(0, 1, (1, 4, 96)).astype(style.dtype)
     ids = np.array([[0, 49, 7, 7]])
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))

@@ -670,7 +670,7 @@ def test_the_prefix_runs_once_and_is_not_repeated(tiny):
     train.shared_loss(model, *train.batch_arrays(batch))
     assert seen == [200, 5 * max(len(r) for r in batch.rows)]
     layout = torch_step._Layout.of(batch)
-    assert len(layout.ids) == 200 + torch_step._up(sum(len(r) for r in batch.rows), torch_step.ROWS_MULTIPLE)
+    assert len(layout.ids) == 200 + train.round_up(sum(len(r) for r in batch.rows), torch_step.ROWS_MULTIPLE)
     assert len(forward.run_prefix(model, mx.array(rows[0].ids[:200])).keys) == len(model.layers)
 
 
