@@ -246,8 +246,10 @@ def tokens_per_second(model, ids: list[int], count: int = 24) -> tuple[float, fl
     logits, past = model.run(np.array([ids]), model.empty())
     prefill = time.perf_counter() - begin
     begin = time.perf_counter()
-    for _ in range(count):
-        logits, past = model.run(np.array([[int(logits[0, -1].argmax())]]), past)
+    past, lengths = model.stack([past], room=count)
+    for step in range(count):
+        token = int(logits[0, -1].argmax())
+        logits, past = model.run(np.array([[token]]), past, [lengths[0] + step])
     return len(ids) / prefill, count / (time.perf_counter() - begin)
 
 

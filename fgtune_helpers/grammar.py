@@ -205,9 +205,13 @@ class ConstrainedGenerator:
         return [self._answer(row[count:], past) for row in rows]
 
     def _answer(self, own: list[int], past) -> list[int]:
-        made: list[int] = []
+        model, made, lengths = self.generator.model, [], None
         while len(made) < self.generator.max_tokens:
-            logits, past = self.generator.model.run(np.array([own]), past)
+            if made:
+                logits, past = model.run(np.array([made[-1:]]), past, [n + len(made) - 1 for n in lengths])
+            else:
+                logits, past = model.run(np.array([own]), past)
+                past, lengths = model.stack([past], room=self.generator.max_tokens)
             scores = logits[0, -1]
             if self.constraint is None:
                 self.constraint = Constraint(self.tokenizer_file, len(scores), self.tools, **self.options)
@@ -219,7 +223,6 @@ class ConstrainedGenerator:
             if token in self.stops:
                 break
             made.append(token)
-            own = [token]
         else:
             made = cut_to_whole_calls(made)
         if self.constraint:

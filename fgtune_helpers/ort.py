@@ -82,7 +82,8 @@ class OrtModel:
     def run(self, ids: np.ndarray, past: list, lengths: Sequence[int] | None = None, keep: int = 1):
         """One step: `ids` [batch, n] after `past`. Returns (logits float32 [batch, kept, vocab], past).
 
-        `lengths` are the tokens each row has in `past` (default: all it holds); `keep` 0 gives every position.
+        `lengths` are the tokens each row has in `past` (default: all it holds); `keep` 0 gives every position. Where
+        `past` has room for `ids` behind the longest row, they are written into it, and it is the past that comes back.
         """
         batch, count = ids.shape
         held = past[0].shape()[2]
@@ -90,7 +91,9 @@ class OrtModel:
         width = max(lengths) + count
         if self.positions and width > self.positions:
             raise OrtError(f"{width} tokens do not fit: the model was exported for {self.positions} (max_positions)")
-        mask = (np.arange(held + count)[None] < (np.array(lengths) + count)[:, None]).astype(np.int64)
+        in_place = self.ragged and held >= width
+        seen = np.arange(width if in_place else held + count)
+        mask = (seen[None] < (np.array(lengths) + count)[:, None]).astype(np.int64)
         feed = {"input_ids": ids.astype(np.int64), "attention_mask": mask}
         if self.keeps:
             feed["num_logits_to_keep"] = np.array(keep, np.int64)
@@ -98,20 +101,35 @@ class OrtModel:
             feed["position_ids"] = np.array(lengths)[:, None] + np.arange(count)[None]
         values = {name: self._value(value) for name, value in feed.items() if name in self.inputs}
         values.update(zip(self.past_names, past, strict=True))
-        logits, *rest = self.session.run_with_ort_values(["logits", *self.present_names, *self.taps], values)
-        logits, present = logits.numpy(), rest[: len(past)]
-        self.tapped = {name: value.numpy() for name, value in zip(self.taps, rest[len(past) :], strict=True)}
+        binding = self.session.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in ("logits", *self.taps):
+            binding.bind_output(name)
+        for name, value in zip(self.present_names, past, strict=True):
+            binding.bind_ortvalue_output(name, value) if in_place else binding.bind_output(name)
+        self.session.run_with_iobinding(binding)
+        logits, *rest = binding.get_outputs()
+        logits = logits.numpy()
+        # what comes back of a past that was bound does not keep its memory alive
+        present = past if in_place else rest[len(self.taps) :]
+        self.tapped = {name: value.numpy() for name, value in zip(self.taps, rest)}
         if not self.keeps and keep:
             logits = logits[:, -keep:]
         return logits.astype(np.float32, copy=False), present
 
-    def stack(self, pasts: list[list]) -> tuple[list, list[int]]:
-        """Put single pasts of different lengths into one batch, padded on the right; also their lengths."""
+    def stack(self, pasts: list[list], room: int = 0) -> tuple[list, list[int]]:
+        """Put single pasts of different lengths into one batch, padded on the right; also their lengths.
+
+        `room` is for that many tokens more, so that `run` need not copy the past at every step; a graph without
+        GroupQueryAttention takes the whole past for its tokens and gets none.
+        """
         lengths = [past[0].shape()[2] for past in pasts]
+        capacity = max(lengths) + (room if self.ragged else 0)
         stacked = []
         for parts in zip(*pasts, strict=True):
             arrays = [part.numpy() for part in parts]
-            whole = np.zeros((len(arrays), arrays[0].shape[1], max(lengths), arrays[0].shape[3]), self.past_dtype)
+            whole = np.zeros((len(arrays), arrays[0].shape[1], capacity, arrays[0].shape[3]), self.past_dtype)
             for row, array in enumerate(arrays):
                 whole[row, :, : array.shape[2]] = array[0]
             stacked.append(self._value(whole))
@@ -264,7 +282,7 @@ class OrtGenerator:
                 active.append(i)
         if not active:
             return done, ended
-        state, lengths = self.model.stack(pasts)
+        state, lengths = self.model.stack(pasts, room=self.max_tokens)
         while True:
             alive = [k for k, i in enumerate(active) if not ended[i] and len(done[i]) < self.max_tokens]
             if not alive:

@@ -149,15 +149,18 @@ def test_num_logits_to_keep_cuts_from_the_end(exported):
         np.testing.assert_allclose(some[0], every[0, -keep:], atol=1e-4)
 
 
-def test_rows_of_different_length_decode_as_they_do_alone(exported):
+@pytest.mark.parametrize("room", [0, 2, 8])  # none; used up on the way, and then the past grows; enough
+def test_rows_of_different_length_decode_as_they_do_alone(exported, room):
     model = OrtModel(exported[0] / "onnx" / "model.onnx")
     rows = [random_ids(n, seed=n) for n in (9, 40, 23)]
     pasts = [model.run(np.array([row]), model.empty())[1] for row in rows]
-    state, lengths = model.stack(pasts)
+    state, lengths = model.stack(pasts, room)
     assert lengths == [9, 40, 23]
-    for step in range(3):
+    for step in range(4):
         tokens = [300 + step, 400 + step, 500 + step]
+        before = state
         together, state = model.run(np.array(tokens)[:, None], state, lengths)
+        assert (state is before) == (step < room), "a past with room is written in place"
         lengths = [length + 1 for length in lengths]
         for k, token in enumerate(tokens):
             alone, pasts[k] = model.run(np.array([[token]]), pasts[k])
