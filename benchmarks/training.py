@@ -48,14 +48,14 @@ def make_rows(base: Path, tools_count: int, batch: int, query_tokens: int) -> li
     from fgtune_helpers.prompt import TRIGGER, render
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    shipped = json.loads((ROOT / "examples" / "tools.json").read_text())
+    shipped = json.loads((ROOT / "examples" / "tools" / "everyday.json").read_text())
     shipped = [tool.get("function", tool) for tool in shipped]
     tools = [
         {**shipped[i % len(shipped)], "name": shipped[i % len(shipped)]["name"] + ("" if i < len(shipped) else f"_{i}")}
         for i in range(tools_count)
     ]
     names = {tool["name"] for tool in tools}
-    examples = json.loads((ROOT / "examples" / "examples.json").read_text())
+    examples = json.loads((ROOT / "examples" / "requests" / "everyday.json").read_text())
     usable = [
         e for e in examples if e.get("expectedToolCalls") and {c["name"] for c in e["expectedToolCalls"]} <= names
     ]

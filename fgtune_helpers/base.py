@@ -365,7 +365,8 @@ def _tiny(cache: Path, seed: int = 0) -> BaseModel:
     from .stage import project_root
 
     data = [
-        (project_root() / "examples" / name).read_text(encoding="utf-8") for name in ("tools.json", "examples.json")
+        (project_root() / "examples" / name / "everyday.json").read_text(encoding="utf-8")
+        for name in ("tools", "requests")
     ]
     key = hashlib.sha256(json.dumps([RECIPE, seed, data, _template_hash()]).encode()).hexdigest()[:12]
     target = cache / f"tiny-{key}"

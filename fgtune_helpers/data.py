@@ -69,9 +69,14 @@ def _loads(text: str, path: Path, line: int | None = None) -> Any:
         raise DataError(f"{path.name}, line {line or error.lineno}, column {error.colno}: {error.msg}") from None
 
 
+def json_files(path: Path) -> list[Path]:
+    """The JSON and JSONL files of a folder, in order of name; or the file that `path` is."""
+    return sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl")) if path.is_dir() else [path]
+
+
 def read_tools(path: Path) -> list[dict]:
     """Tools of a JSON file (a list, one tool, or {"tools": […]}) or of a folder of such files, in order of name."""
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files = json_files(path)
     if not files:
         raise DataError(f"{path} holds no .json file with tools")
     tools = []
@@ -90,25 +95,32 @@ def read_tools(path: Path) -> list[dict]:
 
 
 def read_examples(path: Path, tools: list[dict]) -> list[dict]:
-    """Chat rows of an examples file: the seed's format or rows with "messages". Raises DataError for anything else."""
-    value = read_json(path)
-    if isinstance(value, dict):
-        value = value.get("examples", value.get("data", [value]))
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{path.name}: expected a list of examples")
+    """Chat rows of an examples file, or of a folder of them: the seed's format or rows with "messages".
+
+    Raises DataError for anything else.
+    """
+    files = json_files(path)
+    if not files:
+        raise DataError(f"{path} holds no .json or .jsonl file with examples")
     rows = []
-    for i, item in enumerate(value):
-        where = f"{path.name}, example {i + 1}"
-        if not isinstance(item, dict):
-            raise DataError(f"{where}: expected an object, found {type(item).__name__}")
-        if "messages" in item:
-            row = _from_chat(item, tools, where)
-        elif "userQuery" in item:
-            row = _from_seed(item, tools, where)
-        else:
-            known = ", ".join(sorted(item)) or "nothing"
-            raise DataError(f'{where}: neither "userQuery" nor "messages" is there (found {known})')
-        rows.append({"id": str(item.get("id", f"{path.stem}-{i + 1:04d}")), **row})
+    for file in files:
+        value = read_json(file)
+        if isinstance(value, dict):
+            value = value.get("examples", value.get("data", [value]))
+        if not isinstance(value, list) or not value:
+            raise DataError(f"{file.name}: expected a list of examples")
+        for i, item in enumerate(value):
+            where = f"{file.name}, example {i + 1}"
+            if not isinstance(item, dict):
+                raise DataError(f"{where}: expected an object, found {type(item).__name__}")
+            if "messages" in item:
+                row = _from_chat(item, tools, where)
+            elif "userQuery" in item:
+                row = _from_seed(item, tools, where)
+            else:
+                known = ", ".join(sorted(item)) or "nothing"
+                raise DataError(f'{where}: neither "userQuery" nor "messages" is there (found {known})')
+            rows.append({"id": str(item.get("id", f"{file.stem}-{i + 1:04d}")), **row})
     doubled = [i for i, n in Counter(row["id"] for row in rows).items() if n > 1]
     if doubled:
         raise DataError(

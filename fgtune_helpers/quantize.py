@@ -75,7 +75,7 @@ MORE = {"k_proj": 8, "v_proj": 8, "layers.3.": 8, "layers.4.": 8}
 RECIPES = {
     "fp16": Recipe(bits=0, embed_bits=0, half=True),
     "int8": Recipe(bits=8, method="rtn", embed_block=64),
-    "q4": Recipe(bits=8, embed_bits=4, embed_block=32),
+    "q4": Recipe(bits=8, block=64, embed_bits=4, embed_block=32),
     "q4f16": Recipe(bits=8, embed_bits=4, embed_block=32, half=True),
     "q4s": Recipe(more=MORE, embed_bits=4, embed_block=32),
 }

@@ -23,6 +23,7 @@ from typing import Any
 
 from . import __version__
 from .base import RECIPE, file_sha256, write_json
+from .data import json_files
 from .params import PARAMETERS, ParameterError, coerce
 
 SCHEMA = 1
@@ -59,7 +60,7 @@ STAGES: dict[str, Stage] = {
                      ("seed", "tools_file", "examples_file", "test_cases", "valid_cases", "similarity",
                       "augment", "combine", "max_seq_length"), "1"),
     "02_train": Stage("Train", "a LoRA adapter, the best one by exact match", ("00_setup", "01_data"),
-                      "best and last adapters, history", ("seed", *_TRAIN), "22",
+                      "best and last adapters, history", ("seed", *_TRAIN), "14",
                       ("steps_per_report", "workers", "report_to"), mlx=True),
     "03_test_adapters": Stage("Test the adapter", "exact match on held-out cases, base beside tuned",
                               ("00_setup", "01_data", "02_train"), "scorecards", ("max_tokens", "min_exact"), "1",
@@ -165,9 +166,7 @@ def digest_of(path: Path) -> str:
     """sha256 of a file, or of the JSON files of a folder."""
     if path.is_file():
         return file_sha256(path)
-    return hashlib.sha256(
-        "".join(f"{p.name}:{file_sha256(p)}\n" for p in sorted(path.glob("*.json"))).encode()
-    ).hexdigest()
+    return hashlib.sha256("".join(f"{p.name}:{file_sha256(p)}\n" for p in json_files(path)).encode()).hexdigest()
 
 
 def stage_key(stage: str, values: dict[str, Any], upstream: dict[str, dict]) -> str:

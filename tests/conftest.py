@@ -12,8 +12,8 @@ from fgtune_helpers.stage import project_root
 def shipped():
     """The shipped tools, and the shipped examples as chat rows; tests must not change them."""
     root = project_root() / "examples"
-    tools = data.read_tools(root / "tools.json")
-    return tools, data.read_examples(root / "examples.json", tools)
+    tools = data.read_tools(root / "tools")
+    return tools, data.read_examples(root / "requests", tools)
 
 
 @pytest.fixture(scope="session")

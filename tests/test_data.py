@@ -8,6 +8,7 @@ from fgtune_helpers import data
 from fgtune_helpers.base import load_tokenizer, resolve_base
 from fgtune_helpers.calls import Call
 from fgtune_helpers.prompt import TRIGGER, lint_examples, lint_tools
+from fgtune_helpers.stage import project_root
 
 TOOL = {
     "name": "set_timer",
@@ -33,7 +34,8 @@ def tokenizer():
 
 def test_the_shipped_data_is_what_the_readme_promises(shipped):
     tools, examples = shipped
-    assert len(tools) >= 8 and len(examples) >= 320
+    assert len(tools) == 9 and len(examples) == 4475
+    assert len({data.first_query(e) for e in examples}) == len(examples)
     assert not lint_tools(tools) and not lint_examples(examples, tools)
     calls = [data.first_calls(e) for e in examples]
     assert sum(len(c) > 1 for c in calls) >= 40
@@ -47,6 +49,25 @@ def test_tools_from_a_folder_in_order(tmp_path):
     write(tmp_path, [TOOL | {"name": "b"}], "2.json")
     write(tmp_path, {"tools": [{"type": "function", "function": TOOL | {"name": "a"}}]}, "1.json")
     assert [t["name"] for t in data.read_tools(tmp_path)] == ["a", "b"]
+
+
+def test_examples_from_a_folder_in_order(tmp_path):
+    write(tmp_path, json.dumps({"userQuery": "two", "expectedFinalResponse": "2"}) + "\n", "b.jsonl")
+    write(tmp_path, [{"userQuery": "one", "expectedFinalResponse": "1"}], "a.json")
+    (tmp_path / "README.md").write_text("not examples")
+    rows = data.read_examples(tmp_path, [TOOL])
+    assert [(row["id"], data.first_query(row)) for row in rows] == [("a-0001", "one"), ("b-0001", "two")]
+    for file in data.json_files(tmp_path):
+        file.unlink()
+    with pytest.raises(data.DataError, match=r"holds no \.json or \.jsonl file with examples"):
+        data.read_examples(tmp_path, [TOOL])
+
+
+def test_the_everyday_examples_need_the_everyday_tools_alone():
+    root = project_root() / "examples"
+    tools = data.read_tools(root / "tools" / "everyday.json")
+    examples = data.read_examples(root / "requests" / "everyday.json", tools)
+    assert len(tools) == 6 and not lint_examples(examples, tools)
 
 
 @pytest.mark.parametrize(

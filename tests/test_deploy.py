@@ -11,7 +11,7 @@ import pytest
 from fgtune_helpers import deploy, node, ort, prompt, quantize
 from fgtune_helpers.stage import project_root
 
-TOOLS = json.loads((project_root() / "examples" / "tools.json").read_text(encoding="utf-8"))[:3]
+TOOLS = json.loads((project_root() / "examples" / "tools" / "everyday.json").read_text(encoding="utf-8"))[:3]
 QUERIES = ["What is 3 + 4?", "Weather in Paris, please", "find pictures of cats"]
 MAX_TOKENS = 48
 SCENARIOS = ("cold_warm_offline", "one_thread", "service_worker_isolates", "webgpu", "broken_downloads", "other_tools",

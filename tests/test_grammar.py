@@ -91,9 +91,10 @@ def test_random_scores_give_valid_answers(tokenizer_file, tokenizer, text):
 
 
 def test_the_gold_calls_of_the_examples_are_allowed(tokenizer_file, tokenizer):
-    root = project_root() / "examples"
-    tools = json.loads((root / "tools.json").read_text(encoding="utf-8"))
-    rows = json.loads((root / "examples.json").read_text(encoding="utf-8"))
+    tools, rows = (
+        json.loads((project_root() / "examples" / name / "everyday.json").read_text(encoding="utf-8"))
+        for name in ("tools", "requests")
+    )
     constraint = grammar.Constraint(tokenizer_file, tokenizer.get_vocab_size(), tools)
     checked = 0
     for row in rows[:80]:

@@ -8,7 +8,7 @@ from fgtune_helpers import node, ort, prompt
 from fgtune_helpers.base import resolve_base
 from fgtune_helpers.stage import project_root
 
-TOOLS = json.loads((project_root() / "examples" / "tools.json").read_text(encoding="utf-8"))[:3]
+TOOLS = json.loads((project_root() / "examples" / "tools" / "everyday.json").read_text(encoding="utf-8"))[:3]
 QUERIES = ["What is 3 + 4?", "Weather in Paris, please", "find pictures of cats\nand dogs", "été à Zürich 🙂"]
 
 

@@ -67,8 +67,9 @@ def fake_project(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text("")
     for name in ("notebooks", "params", "examples"):
         (tmp_path / name).mkdir()
-    for name in ("tools.json", "examples.json"):
-        (tmp_path / "examples" / name).write_text("[]")
+    for name in ("tools", "requests"):
+        (tmp_path / "examples" / name).mkdir()
+        (tmp_path / "examples" / name / "everyday.json").write_text("[]")
     monkeypatch.setenv("FGTUNE_ROOT", str(tmp_path))
 
     def run(source):

@@ -88,10 +88,17 @@ def test_the_key_follows_what_decides_the_result(tmp_path):
     assert before == s.stage_key("01_data", values("01_data", "elsewhere"), upstream)
     assert before != s.stage_key("01_data", values("01_data", tmp_path, seed=8), upstream)
     copy = tmp_path / "tools.json"
-    copy.write_text((s.project_root() / "examples" / "tools.json").read_text())
+    copy.write_text((s.project_root() / "examples" / "tools" / "everyday.json").read_text())
     assert before == s.stage_key("01_data", values("01_data", tmp_path, tools_file=str(copy)), upstream)
     copy.write_text(copy.read_text() + "\n")
     assert before != s.stage_key("01_data", values("01_data", tmp_path, tools_file=str(copy)), upstream)
+    folder = s.project_root() / "examples" / "tools"
+    assert s.digest_of(folder) != s.digest_of(folder / "everyday.json")
+    lines = tmp_path / "lines"
+    lines.mkdir()
+    empty = s.digest_of(lines)
+    (lines / "a.jsonl").write_text("{}\n")
+    assert s.digest_of(lines) != empty, "a folder of JSONL decides as well"
     upstream["00_setup"]["outputs"]["base.json"]["sha256"] = "other"
     assert before != s.stage_key("01_data", values("01_data", tmp_path), upstream)
 
@@ -145,7 +152,7 @@ def test_check_prints_or_raises(capsys):
 
 def test_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert s.resolve_path("examples/tools.json") == s.project_root() / "examples" / "tools.json"
+    assert s.resolve_path("examples/tools") == s.project_root() / "examples" / "tools"
     (tmp_path / "mine.json").write_text("[]")
     assert s.resolve_path("mine.json") == tmp_path / "mine.json"
     with pytest.raises(ParameterError, match=r"'none\.json' does not exist"):
