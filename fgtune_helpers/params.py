@@ -47,7 +47,7 @@ PARAMETERS: dict[str, Param] = {
     "rank": Param(8, "rank of the adapters", 1, 512),
     "scale": Param(20.0, "factor on the adapters' product", 0.01, 1000),
     "dropout": Param(0.0, "dropout on the adapters' input", 0, 0.9),
-    "iters": Param(180, "training steps", 1, 1_000_000),
+    "iters": Param(300, "training steps", 1, 1_000_000),
     "batch_size": Param(24, "rows per step", 1, 1024),
     "grad_accumulation_steps": Param(1, "batches per optimiser step", 1, 1024),
     "learning_rate": Param(5e-4, "peak of the schedule", 1e-8, 1.0),
@@ -58,7 +58,7 @@ PARAMETERS: dict[str, Param] = {
     ),
     "warmup": Param(10, "steps of linear warm-up, before the cosine", 0, 100_000),
     "steps_per_report": Param(10, "steps between two lines of progress", 1, 100_000),
-    "steps_per_eval": Param(90, "steps between two validations by exact match", 1, 100_000),
+    "steps_per_eval": Param(100, "steps between two validations by exact match", 1, 100_000),
     "patience": Param(0, "validations without a better one before training stops; 0 never stops early", 0, 1000),
     "workers": Param(1, "processes that share each batch, started by mlx.launch", 1, 64),
     "report_to": Param(
