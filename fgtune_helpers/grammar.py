@@ -205,13 +205,12 @@ class ConstrainedGenerator:
         return [self._answer(row[count:], past) for row in rows]
 
     def _answer(self, own: list[int], past) -> list[int]:
-        model, made, lengths = self.generator.model, [], None
+        model = self.generator.model
+        made: list[int] = []
+        past, (length,) = model.stack([past], room=len(own) + self.generator.max_tokens)
         while len(made) < self.generator.max_tokens:
-            if made:
-                logits, past = model.run(np.array([made[-1:]]), past, [n + len(made) - 1 for n in lengths])
-            else:
-                logits, past = model.run(np.array([own]), past)
-                past, lengths = model.stack([past], room=self.generator.max_tokens)
+            logits, past = model.run(np.array([own]), past, [length])
+            length += len(own)
             scores = logits[0, -1]
             if self.constraint is None:
                 self.constraint = Constraint(self.tokenizer_file, len(scores), self.tools, **self.options)
@@ -223,6 +222,7 @@ class ConstrainedGenerator:
             if token in self.stops:
                 break
             made.append(token)
+            own = [token]
         else:
             made = cut_to_whole_calls(made)
         if self.constraint:

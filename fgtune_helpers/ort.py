@@ -107,7 +107,10 @@ class OrtModel:
         for name in ("logits", *self.taps):
             binding.bind_output(name)
         for name, value in zip(self.present_names, past, strict=True):
-            binding.bind_ortvalue_output(name, value) if in_place else binding.bind_output(name)
+            if in_place:
+                binding.bind_ortvalue_output(name, value)
+            else:
+                binding.bind_output(name)
         self.session.run_with_iobinding(binding)
         logits, *rest = binding.get_outputs()
         logits = logits.numpy()
