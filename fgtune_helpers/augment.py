@@ -2,8 +2,8 @@
 
 A small model that sees each example a few times remembers its names instead of reading them. A copy of an example
 exchanges every argument that stands word for word in the query, in the query and in the call alike, for what another
-example has for the same argument after the same word, or for a name that nobody has ever seen. Two requests said in one
-breath make a third example, so that calls for several tools are learned from more sentences than somebody wrote.
+example has for the same argument after the same word, or for a name that nobody has ever seen. Two or three requests
+said in one breath make a further example: calls for several things are learned from more sentences than somebody wrote.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from .data import first_calls, first_query, plain_tools
 
 AND = (". ", "; ", ", then ", " and ", ". Also, ", ". Then ")  # what may stand between two requests
+THREE = 1 / 4  # share of three requests in one, where the examples have such
 LONGEST = 3  # words of a value that may end the first of two requests: a dictated text would swallow the second
 INVENTED = 1 / 3  # share of the exchanged values whose capitalised words are made up
 SHORTEST = 3  # letters of a value that is exchanged
@@ -51,28 +52,38 @@ def augment(examples: list[dict], copies: int, seed: int) -> list[dict]:
 
 
 def combine(examples: list[dict], count: int, seed: int) -> list[dict]:
-    """Up to `count` new examples, each two of `examples` in one sentence with the calls of both; ids are `a&b`.
+    """Up to `count` new examples, each several of `examples` in one sentence with the calls of all; ids are `a&b`.
 
-    Joined are single-turn examples with one call each, of two different tools: two for the same tool would teach to
-    take one request apart. Nothing is joined where no example makes several calls: then the model is not meant to.
+    Joined are single-turn examples with one call each. The examples say what may be joined: two requests where one of
+    them makes several calls, two for the same tool where one calls a tool twice, three (a quarter) where one makes
+    three calls; else the model is not meant to.
     """
-    if not any(len(first_calls(example)) > 1 for example in examples):
+    names = [[call.name for call in first_calls(e)] for e in examples]
+    most = max(map(len, names), default=0)
+    if most < 2:
         return []
+    twice = any(len(set(called)) < len(called) for called in names)
     rng = random.Random(seed)
     single = [e for e in examples if _is_single_turn(e) and len(first_calls(e)) == 1]
     firsts = [e for e in single if _may_go_on(e)]
     out: dict[str, dict] = {}
-    for _ in range(4 * count):  # some pairs do not fit
+    for _ in range(4 * count):  # some do not fit
         if len(out) >= count or not firsts:
             break
-        first, second = rng.choice(firsts), rng.choice(single)
-        if first["tools"] != second["tools"] or first_calls(first)[0].name == first_calls(second)[0].name:
+        parts = [rng.choice(firsts), rng.choice(single)]
+        if most > 2 and rng.random() < THREE:
+            parts.insert(0, rng.choice(firsts))
+        called = {first_calls(part)[0].name for part in parts}
+        families = {re.split(r"\+\d+$", part["id"])[0] for part in parts}
+        if len(families) < len(parts) or len(called) < (1 if twice else len(parts)):
             continue
-        messages = copy.deepcopy(first["messages"])
-        messages[1]["content"] = _join(first, second, rng)
-        messages[2]["tool_calls"] += copy.deepcopy(second["messages"][2]["tool_calls"])
-        name = f"{first['id']}&{second['id']}"
-        out.setdefault(name, {**first, "id": name, "messages": messages})
+        if any(part["tools"] != parts[0]["tools"] for part in parts):
+            continue
+        messages = copy.deepcopy(parts[0]["messages"])
+        messages[1]["content"] = _join(parts, rng)
+        messages[2]["tool_calls"] = [copy.deepcopy(c) for part in parts for c in part["messages"][2]["tool_calls"]]
+        name = "&".join(part["id"] for part in parts)
+        out.setdefault(name, {**parts[0], "id": name, "messages": messages})
     return list(out.values())
 
 
@@ -91,19 +102,23 @@ def _may_go_on(example: dict) -> bool:
     return not any(query.endswith(v.rstrip(" .!?\"'")) and len(v.split()) > LONGEST for v in _texts(example))
 
 
-def _join(first: dict, second: dict, rng: random.Random) -> str:
-    """Both queries in one sentence, or in two where the first one has its full stop."""
-    a, b = first_query(first).strip(), first_query(second).strip()
-    if a[-1] in ".!?":
-        return f"{a} {b}"
-    between = rng.choice(AND)
-    capital = re.match(r"[A-Z][a-z]+", b)  # where the sentence goes on it becomes small, unless an argument has it so
-    if capital and between != ". ":
-        if any(capital.group() in text for text in _texts(second)):
-            between = ". "
-        else:
-            b = b[0].lower() + b[1:]
-    return a + between + b
+def _join(parts: list[dict], rng: random.Random) -> str:
+    """The queries in one sentence, or in several where one has its full stop; three are a list with commas at times."""
+    text = first_query(parts[0]).strip()
+    for number, part in enumerate(parts[1:], 2):
+        query = first_query(part).strip()
+        if text[-1] in ".!?":
+            text = f"{text} {query}"
+            continue
+        between = rng.choice((", ", *AND) if number < len(parts) else AND)
+        capital = re.match(r"[A-Z][a-z]+", query)  # small where the sentence goes on, unless an argument has it so
+        if capital and between != ". ":
+            if any(capital.group() in said for said in _texts(part)):
+                between = ". "
+            else:
+                query = query[0].lower() + query[1:]
+        text += between + query
+    return text
 
 
 @dataclass(frozen=True)

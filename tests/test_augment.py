@@ -185,9 +185,28 @@ def test_a_dictated_text_is_not_followed_by_anything():
     assert {row["id"] for row in combine(rows, 20, 1)} == {"e2&e1"}
 
 
-def test_two_requests_for_one_tool_are_not_combined():
-    rows = [example(1, "Rain in Oslo?", weather(city="Oslo")), example(2, "Rain in Rome?", weather(city="Rome")), BOTH]
-    assert combine(rows, 10, 0) == []
+def test_two_requests_for_one_tool_are_combined_where_an_example_calls_a_tool_twice():
+    rows = [example(1, "Rain in Oslo?", weather(city="Oslo")), example(2, "Rain in Rome?", weather(city="Rome"))]
+    two_tools = example(8, "Rain in Oslo, and is Ada invited?", weather(city="Oslo"), asked("Ada"))
+    assert combine([*rows, two_tools], 10, 0) == []
+    assert {row["id"] for row in combine([*rows, BOTH], 10, 0)} == {"e1&e2", "e2&e1"}
+
+
+def test_a_request_is_not_combined_with_a_copy_of_itself():
+    one = example(1, "Rain in Oslo?", weather(city="Oslo"))
+    assert combine([one, {**one, "id": "e1+1"}, BOTH], 10, 0) == []
+
+
+def test_three_requests_are_combined_where_an_example_makes_three_calls():
+    cities = ("Oslo", "Rome", "Bonn", "Kiel", "Nice")
+    rows = [example(i, f"rain in {city}", weather(city=city)) for i, city in enumerate(cities)]
+    assert {row["id"].count("&") for row in combine([*rows, BOTH], 60, 0)} == {1}
+    thrice = example(8, "Rain in A, B and C?", *(weather(city=c) for c in "ABC"))
+    made = combine([*rows, thrice], 60, 0)
+    assert {row["id"].count("&") for row in made} == {1, 2}
+    for row in made:
+        said = re.findall("|".join(cities), data.first_query(row))
+        assert said == [call.arguments["city"] for call in data.first_calls(row)] and len(set(said)) == len(said)
 
 
 def test_nothing_is_combined_where_no_example_makes_several_calls():
