@@ -25,12 +25,14 @@ sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 WAYS = {
     "ours": "this workbook, float32",
     "ours-bf16": "this workbook, bfloat16 products",
+    "ours-sampled": "this workbook, bfloat16 products, sampled softmax",
     "ours-mlx": "this workbook, engine mlx (no torch)",
     "mlx-lm": "mlx-lm as installed",
     "mlx-lm-blas": "mlx-lm with the fast BLAS",
     "peft": "PEFT + transformers, float32",
     "peft-bf16": "PEFT + transformers, bfloat16",
 }
+CPU_ONLY = ("ours-bf16", "ours-sampled", "ours-mlx", "mlx-lm-blas")  # on a GPU "ours" is MLX in bfloat16
 QUERY = "Please do it for the team on the third floor before the meeting starts, and keep it as short as you can, "
 
 
@@ -137,11 +139,14 @@ def ours(way, base, spec, rows):
 
     model, _ = train.load_model(base)
     train.add_lora(model, spec["rank"], 20.0)
-    precision = "bfloat16" if way == "ours-bf16" else "auto"
-    config = train.TrainConfig(engine="mlx" if way == "ours-mlx" else "auto", precision=precision)
-    engine = train.make_engine(model, config)
-    optimizer = optimizers.AdamW(learning_rate=1e-5)
+    config = train.TrainConfig(
+        engine="mlx" if way == "ours-mlx" else "auto",
+        precision="bfloat16" if way in ("ours-bf16", "ours-sampled") else "auto",
+        softmax="sampled" if way == "ours-sampled" else "exact",
+    )
     data = [Row(tuple(ids), tuple(i >= first for i in range(len(ids))), prefix) for ids, first, prefix in rows]
+    engine = train.make_engine(model, config, data)
+    optimizer = optimizers.AdamW(learning_rate=1e-5)
     mx.reset_peak_memory()
 
     def step():
@@ -295,7 +300,8 @@ def verdicts(rows: list[dict]) -> list[str]:
         found.append(f"peak memory of mlx-lm: {max(memory) / mine['peak_gb']:.1f}x (at least 4x wanted)")
     for way, row in main.items():
         # mlx-lm also scores one pad token a row, so its loss differs by that; PEFT's must agree
-        if way.startswith("peft") and abs(row["loss"] - mine["loss"]) > (0.05 if "bf16" in way else 1e-3):
+        exact = "bfloat16" not in WAYS[way] + WAYS["ours"]
+        if way.startswith("peft") and abs(row["loss"] - mine["loss"]) > (1e-3 if exact else 0.05):
             found.append(f"the loss of {WAYS[way]} differs: {row['loss']:.4f} against {mine['loss']:.4f}")
     return found
 
@@ -321,13 +327,18 @@ def main() -> None:
         job = json.loads(options.child)
         print(json.dumps(measure(job["way"], Path(job["base"]), job["spec"])))
         return
+    from fgtune_helpers import blas
     from fgtune_helpers.base import resolve_base
 
+    mx = blas.mlx()
     base = resolve_base(options.base).path
     ways = [w for w in options.ways.split(",") if w] or list(WAYS)
     unknown = sorted(set(ways) - set(WAYS))
     if unknown:
         parser.error(f"unknown way {unknown[0]}; known: {', '.join(WAYS)}")
+    if mx.default_device() == mx.gpu:
+        WAYS["ours"] = "this workbook, bfloat16"
+        ways = [w for w in ways if w not in CPU_ONLY]
     if options.quick:
         options.batch, options.tools, options.steps, options.no_growth = 2, 2, 1, True
         ways = [w for w in ways if w != "mlx-lm"]
@@ -345,7 +356,7 @@ def main() -> None:
         growth += [{"query": n} for n in (64, 256)]
         for change in growth:
             spec = {**standard, **change, "main": False, "steps": 1}
-            cases += [(way, spec) for way in ("ours", "ours-bf16") if way in ways]
+            cases += [(way, spec) for way in ("ours", "ours-bf16", "ours-sampled") if way in ways]
     rows = []
     for way, spec in cases:
         row = run(way, base, spec, options.limit)
@@ -361,9 +372,12 @@ def machine() -> dict:
     """What the numbers were measured on."""
     import platform
 
+    from fgtune_helpers import blas
+
+    report = blas.device_report()
     return {
+        "device": f"{report['device']} {report['name']}",
         "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
         "load": os.getloadavg()[0],
         "python": platform.python_version(),
     }

@@ -21,7 +21,9 @@ import contextlib
 import ctypes
 import math
 import os
+import random
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +44,8 @@ SHAPES_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "
 # Where a chunk of the vocabulary holds less than this share of a row's probability, its pull is less than what rounding
 # takes from the rest, and the product that would form it is left out: most chunks, once the model is sure.
 NEGLIGIBLE = {torch.float32: 2.0**-31, torch.bfloat16: 2.0**-20}
+# With `softmax="sampled"`: words beside the learned ones that are in every step, and chunks of the others in each.
+FREQUENT, SAMPLED_CHUNKS = 16384, 2
 ROW_CHUNK = 512  # learned tokens whose logits are held at a time: 16 MB
 
 for _name, _capacity in SHAPES_KEPT.items():  # read at the first product
@@ -382,23 +386,31 @@ def _pull(z, part):
 
 class _Entropy(torch.autograd.Function):
     """Sum of the cross-entropy of the first rows of `h [N, hidden]` against `targets [<= N]`, over a table
-    `[vocabulary, hidden]`, in chunks. What `h` has behind the targets is padding and gets no gradient."""
+    `[vocabulary, hidden]`, in chunks. What `h` has behind the targets is padding and gets no gradient.
+
+    With `sample` (see `_Words`) the sum over the vocabulary in it is an estimate from the pieces that `sample` draws.
+    """
 
     @staticmethod
-    def forward(ctx, h, table, targets):
+    def forward(ctx, h, table, targets, sample=None):
         want = ctx.needs_input_grad[0]
+        columns = targets if sample is None else sample.place[targets]
+        pieces = [(part, None) for part in table.split(VOCABULARY_CHUNK)] if sample is None else sample.draw(targets)
         total, gradients = 0.0, []
         dtype, negligible = table.dtype, NEGLIGIBLE[table.dtype]
-        for x, t in zip(h.split(ROW_CHUNK), targets.split(ROW_CHUNK)):
-            count, t = len(t), F.pad(t, (0, len(x) - len(t)))
-            rows, low = table[t].float(), x.to(dtype)
+        for x, t, column in zip(h.split(ROW_CHUNK), targets.split(ROW_CHUNK), columns.split(ROW_CHUNK)):
+            count, spare = len(t), (0, len(x) - len(t))
+            rows, column, low = table[F.pad(t, spare)].float(), F.pad(column, spare), x.to(dtype)
             top = (x * rows).sum(dim=1, keepdim=True)  # a good guess at the highest logit: what is learned already
             picked, norm = torch.zeros_like(top), torch.zeros_like(top)
             pulled = torch.zeros_like(x) if want else None
-            for k, part in enumerate(table.split(VOCABULARY_CHUNK)):
+            for k, (part, weight) in enumerate(pieces):
                 z = (low @ part.T).float()
-                here = torch.nonzero(t // VOCABULARY_CHUNK == k).squeeze(1)
-                picked[here, 0] = z[here, t[here] - k * VOCABULARY_CHUNK]  # rounded as its neighbours are
+                if weight is None:
+                    here = torch.nonzero(column // VOCABULARY_CHUNK == k).squeeze(1)
+                    picked[here, 0] = z[here, column[here] - k * VOCABULARY_CHUNK]  # rounded as its neighbours are
+                else:
+                    z += weight
                 higher = torch.maximum(top, z.amax(dim=1, keepdim=True))
                 fade = (top - higher).exp_()
                 top = higher
@@ -424,7 +436,43 @@ class _Entropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        return ctx.saved_tensors[0] * dy.float(), None, None
+        return ctx.saved_tensors[0] * dy.float(), None, None, None
+
+
+class _Words:
+    """Which words' logits a step makes with `softmax="sampled"`: all that the rows learn, the most frequent ones (low
+    ids, as Gemma's follow the order of merges), and a few chunks of the others, drawn anew for each batch.
+
+    The drawn ones count for all the others, so the sum over the vocabulary is estimated without bias (importance
+    sampling: Bengio and Senécal 2008, Jean et al. 2015), and no word is out of the gradient's reach. `place
+    [vocabulary]` is where a word stands among those that are always taken, or -1.
+    """
+
+    def __init__(self, table, learned: Iterable[int]):
+        total = len(table)
+        taken = torch.zeros(total, dtype=torch.bool)
+        taken[torch.tensor(sorted(set(learned)), dtype=torch.long)] = True
+        wanted = min(total, round_up(int(taken.sum()) + FREQUENT, VOCABULARY_CHUNK))
+        taken[torch.nonzero(~taken).squeeze(1)[: wanted - int(taken.sum())]] = True
+        self.ids = torch.nonzero(taken).squeeze(1)
+        self.place = torch.full((total,), -1)
+        self.place[self.ids] = torch.arange(len(self.ids))
+        self.always = [(part, None) for part in table[self.ids].split(VOCABULARY_CHUNK)]
+        rest = torch.where(taken, -math.inf, 0.0)
+        self.others = [
+            (part, weight)
+            for part, weight in zip(table.split(VOCABULARY_CHUNK), rest.split(VOCABULARY_CHUNK))
+            if weight.max() == 0
+        ]
+
+    def draw(self, targets) -> list[tuple]:
+        """(rows of the table, None or what is added to their logits) of the pieces for a batch, the same for the same
+        targets. ValueError for a target that is not among the learned words."""
+        if (self.place[targets] < 0).any():
+            raise ValueError("a target is not among the learned words")
+        count = min(SAMPLED_CHUNKS, len(self.others))
+        drawn = random.Random(str(targets.tolist())).sample(self.others, count)
+        return self.always + [(part, weight + math.log(len(self.others) / count)) for part, weight in drawn]
 
 
 def _rounded_up(chosen):
@@ -559,12 +607,13 @@ class TorchEngine:
 
     In float32; with `precision="bfloat16"` the factors of every product are rounded to bfloat16 (products alone:
     sums, norms, the residual stream, adapters and gradients stay float32), which processors with AVX512-BF16 or AMX
-    multiply several times faster.
+    multiply several times faster. With `softmax="sampled"` and the `learned` words of all rows to come, `gradients`
+    takes the loss over a sample of the vocabulary (see `_Words`); `loss` is always exact.
     """
 
     name = "torch"
 
-    def __init__(self, model, config=None):
+    def __init__(self, model, config=None, learned: Iterable[int] = ()):
         half = config is not None and config.precision == "bfloat16"
         reason = why_not(model) or (why_not_bfloat16() if half else None)
         if reason:
@@ -585,6 +634,7 @@ class TorchEngine:
         self.embedding = share(model.model.embed_tokens.weight)
         self.table = self.embedding if model.tie_word_embeddings else share(model.lm_head.weight)
         self.table = self.table.to(self.dtype)
+        self.words = _Words(self.table, learned) if config is not None and config.softmax == "sampled" else None
         # MLX multiplies by the square root rounded to bfloat16
         self.embed_scale = mx.array(args.hidden_size**0.5, mx.bfloat16).item()
         self.kv, self.d = args.num_key_value_heads, args.head_dim
@@ -604,7 +654,7 @@ class TorchEngine:
 
         mx = blas.mlx()
         parameters, trainable = self._parameters(True)
-        total = self._forward(batch, parameters)
+        total = self._forward(batch, parameters, self.words)
         total.backward()
         out = []
         for name in trainable:
@@ -633,7 +683,7 @@ class TorchEngine:
         angles = positions.float()[:, None] * inverse
         return angles.cos()[:, None], angles.sin()[:, None]
 
-    def _forward(self, batch, parameters):
+    def _forward(self, batch, parameters, words=None):
         args, layout = self.model.args, _Layout.of(batch)
         rope = {
             True: self._rope(args.rope_local_base_freq, layout.positions),
@@ -667,7 +717,7 @@ class TorchEngine:
         for i in range(self.first if P else 0, len(self.layers)):
             h, _ = run(i, h, slice(None))
         h = self._norm(h, "model.norm", self.model.model.norm, parameters)
-        return _Entropy.apply(h, self.table, layout.targets)
+        return _Entropy.apply(h, self.table, layout.targets, words)
 
     def _norm(self, x, name: str, module, parameters):
         weight = parameters.get(f"{name}.weight")

@@ -36,6 +36,8 @@ class TrainConfig:
     `prefix_chunk`: queries per attention block in the prefix; `logits_chunk`: rows of logits held at a time.
     `engine`: "mlx", "torch" (CPU only, several times faster there) or "auto". `precision`: "auto" multiplies in the
     dtype of the model (float32 on CPU); "bfloat16" rounds the factors of products on CPUs that are fast at it.
+    `beta2`: AdamW's memory of squared gradients, about 1 / (1 - beta2) steps: short, as a run has a few hundred.
+    `softmax`: "exact", or "sampled" (engine "torch"): gradients from the learned words and a sample of the others.
     """
 
     iters: int = 100
@@ -44,6 +46,7 @@ class TrainConfig:
     warmup: int = 10
     lr_schedule: str = "cosine"
     min_learning_rate: float = 0.0
+    beta2: float = 0.99
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     grad_accumulation_steps: int = 1
@@ -56,6 +59,7 @@ class TrainConfig:
     save_every: int = 25
     engine: str = "auto"
     precision: str = "auto"
+    softmax: str = "exact"
 
     def __post_init__(self):
         counts = ("iters", "batch_size", "grad_accumulation_steps", "steps_per_report", "prefix_chunk", "logits_chunk")
@@ -65,6 +69,8 @@ class TrainConfig:
         for name in ("warmup", "weight_decay", "grad_clip", "steps_per_eval", "patience", "save_every"):
             if getattr(self, name) < 0:
                 raise TrainError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if not 0 <= self.beta2 < 1:
+            raise TrainError(f"beta2 must be at least 0 and below 1, not {self.beta2}")
         if not self.learning_rate > 0:
             raise TrainError(f"learning_rate must be positive, not {self.learning_rate}")
         if self.lr_schedule not in ("cosine", "constant", "linear"):
@@ -73,6 +79,8 @@ class TrainConfig:
             raise TrainError(f"engine is auto, mlx or torch, not {self.engine!r}")
         if self.precision not in ("auto", "bfloat16"):
             raise TrainError(f"precision is auto or bfloat16, not {self.precision!r}")
+        if self.softmax not in ("exact", "sampled"):
+            raise TrainError(f"softmax is exact or sampled, not {self.softmax!r}")
 
 
 @dataclass
@@ -477,16 +485,27 @@ def choose_precision(model, wanted: str = "auto") -> str:
     return "bfloat16" if wanted == "bfloat16" else "auto"
 
 
-def make_engine(model, config: TrainConfig):
-    """The engine `config.engine` names; "auto" takes torch's kernels on CPU where they can be used."""
+def choose_softmax(model, wanted: str = "auto") -> str:
+    """`TrainConfig.softmax` for `auto` (sampled where torch's kernels train), `exact` or `sampled`."""
+    from . import torch_step
+
+    return ("exact" if torch_step.why_not(model) else "sampled") if wanted == "auto" else wanted
+
+
+def make_engine(model, config: TrainConfig, rows: Sequence[Row] = ()):
+    """The engine `config.engine` names; "auto" takes torch's kernels on CPU where they can be used. A sampled softmax
+    must know the `rows` to come."""
     from . import torch_step
 
     half = config.precision == "bfloat16" and blas.mlx().default_device() != blas.mlx().gpu
     reason = torch_step.why_not(model) or (torch_step.why_not_bfloat16() if half else None)
     if config.engine != "mlx" and reason is None:
-        return torch_step.TorchEngine(model, config)
+        learned = {i for row in rows for i, target in zip(row.ids, row.targets) if target}
+        return torch_step.TorchEngine(model, config, learned)
     if half:
         raise TrainError(f"precision bfloat16 cannot be used: {reason or 'MLX has no fast bfloat16 products on CPU'}")
+    if config.softmax == "sampled":
+        raise TrainError(f"softmax sampled cannot be used: {reason or 'MLX takes the whole vocabulary'}")
     if config.engine == "torch":
         raise TrainError(f"engine torch cannot be used: {reason}")
     return MlxEngine(model, config)
@@ -539,13 +558,16 @@ def train(
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     optimizer = optimizers.AdamW(
-        learning_rate=config.learning_rate, weight_decay=config.weight_decay, bias_correction=True
+        learning_rate=config.learning_rate,
+        betas=[0.9, config.beta2],
+        weight_decay=config.weight_decay,
+        bias_correction=True,
     )
     optimizer.init(model.trainable_parameters())
     run = _Run(model, optimizer, config, out_dir, fingerprint(model, train_rows, valid_rows, config))
     rank, workers = (group.rank(), group.size()) if group is not None else (0, 1)
     history = run.resume() or History(config=asdict(config))
-    engine = make_engine(model, config)
+    engine = make_engine(model, config, train_rows)
     say = on_report or _print_report
     start = len(history.losses)
     order = batches_from(train_rows, config.batch_size, config.seed, start * config.grad_accumulation_steps)

@@ -236,6 +236,82 @@ def test_a_sure_model_has_no_negative_loss():
         assert -1e-6 <= loss < 1e-3
 
 
+@pytest.fixture
+def small_words(monkeypatch):
+    """A vocabulary of 1000 in chunks of 64, of which 136 words are taken always; 20 states and their targets."""
+    import torch
+
+    torch.manual_seed(3)
+    for name, value in (("VOCABULARY_CHUNK", 64), ("FREQUENT", 60), ("ROWS_MULTIPLE", 4)):
+        monkeypatch.setattr(torch_step, name, value)
+    table, targets = torch.randn(1000, 32), torch.randint(500, 1000, (20,))
+    h = (0.1 * table[targets] + 0.3 * torch.randn(20, 32)).requires_grad_()
+    return table, targets, h, torch_step._Words(table, targets.tolist())
+
+
+def entropy(h, table, targets, words=None):
+    import torch
+
+    loss = torch_step._Entropy.apply(h, table, targets, words)
+    return loss.item(), torch.autograd.grad(loss, h)[0]
+
+
+def test_all_words_sampled_are_the_exact_softmax(monkeypatch, small_words):
+    table, targets, h, words = small_words
+    monkeypatch.setattr(torch_step, "SAMPLED_CHUNKS", 1000)
+    loss, gradient = entropy(h, table, targets)
+    sampled, pulled = entropy(h, table, targets, words)
+    assert sampled == pytest.approx(loss, rel=1e-6) and (gradient - pulled).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_the_sampled_sum_over_the_vocabulary_has_no_bias(monkeypatch, small_words, chunks):
+    """The mean over all draws of the sum over the vocabulary (exp(loss), to a factor of the target's) is the sum."""
+    from itertools import combinations
+    from types import SimpleNamespace
+
+    table, targets, h, words = small_words
+    monkeypatch.setattr(torch_step, "SAMPLED_CHUNKS", chunks)
+    assert len(words.ids) == 128 and set(targets.tolist()) <= set(words.ids.tolist()) and 0 in words.ids
+    exact = [math.exp(entropy(h[i : i + 1], table, targets[i : i + 1])[0]) for i in range(4)]
+    sums = []
+    for draw in combinations(range(len(words.others)), chunks):
+        chosen = SimpleNamespace(sample=lambda others, count, draw=draw: [others[k] for k in draw])
+        monkeypatch.setattr(torch_step.random, "Random", lambda seed, chosen=chosen: chosen)
+        sums.append([math.exp(entropy(h[i : i + 1], table, targets[i : i + 1], words)[0]) for i in range(4)])
+    means = [sum(column) / len(sums) for column in zip(*sums)]
+    assert means == pytest.approx(exact, rel=1e-4)
+    assert max(abs(a - b) for a, b in zip(sums[0], exact)) > 1e-3 * exact[0], "one draw alone is an estimate"
+
+
+def test_a_batch_has_one_draw_and_words_that_are_not_learned_are_refused(small_words):
+    _, targets, _, words = small_words
+    draws = [words.draw(t) for t in (targets, targets, targets.flip(0))]
+    same = [all(a[0].data_ptr() == b[0].data_ptr() for a, b in zip(draws[0], other)) for other in draws[1:]]
+    assert same == [True, False]
+    unknown = next(i for i in range(999, 0, -1) if words.place[i] < 0)
+    with pytest.raises(ValueError, match="learned"):
+        words.draw(targets.new_tensor([unknown]))
+
+
+def test_a_sampled_softmax_trains_and_validates_exactly(tiny, monkeypatch):
+    monkeypatch.setattr(torch_step, "VOCABULARY_CHUNK", 64)
+    monkeypatch.setattr(torch_step, "FREQUENT", 0)
+    model, _ = adapted(tiny, "lora")
+    rows = make_rows(8, 40)
+    batch = train.make_batch(rows)
+    config = train.TrainConfig(softmax="sampled", engine="torch")
+    exact, sampled = (train.make_engine(model, c, rows) for c in (train.TrainConfig(engine="torch"), config))
+    assert sampled.loss(batch) == exact.loss(batch)
+    total, estimate = exact.gradients(batch)[0], sampled.gradients(batch)[0]
+    assert total != estimate and abs(total - estimate) < 0.2 * total
+    with pytest.raises(train.TrainError, match="whole vocabulary"):
+        train.make_engine(model, train.TrainConfig(softmax="sampled", engine="mlx"), rows)
+    with pytest.raises(train.TrainError, match="softmax"):
+        train.TrainConfig(softmax="none")
+    assert [train.choose_softmax(model, w) for w in ("auto", "exact", "sampled")] == ["sampled", "exact", "sampled"]
+
+
 def test_batches_come_in_few_shapes():
     """Each shape of a bfloat16 product keeps memory: hundreds of batches must not be hundreds of shapes."""
     found = []
@@ -374,6 +450,7 @@ def test_learning_rate_warms_up_and_falls():
         {"learning_rate": 0.0},
         {"learning_rate": math.nan},
         {"warmup": -1},
+        {"beta2": 1.0},
         {"lr_schedule": "cosin"},
         {"engine": "cuda"},
         {"precision": "float16"},
@@ -448,6 +525,18 @@ def run(tiny, folder, config, evaluate=None, on_report=None, rows=None):
         model, tokenizer, rows[:14], rows[14:], config, folder, evaluate=evaluate, on_report=on_report or records.append
     )
     return model, history, records
+
+
+def test_squared_gradients_are_forgotten_as_set(tiny, tmp_path):
+    """After one step AdamW's averages are 0.1 g and (1 - beta2) g²."""
+    run(tiny, tmp_path, quick(iters=1, warmup=0, steps_per_eval=0, save_every=1, beta2=0.75))
+    state = mx.load(str(tmp_path / "checkpoint" / "optimizer.safetensors"))
+    first = [name for name in state if name.endswith("lora_b.m")]
+    assert first
+    for name in first:
+        gradient = 10 * np.array(state[name])
+        assert np.abs(gradient).max() > 0
+        np.testing.assert_allclose(np.array(state[name[:-1] + "v"]), 0.25 * gradient**2, rtol=1e-4, atol=1e-12)
 
 
 def test_training_learns_reports_and_keeps_best_and_last(tiny, tmp_path):
