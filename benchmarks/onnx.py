@@ -77,6 +77,7 @@ class Bench:
         self.model, self.work, self.rounds, self.rows = model, work, rounds, []
         tokenizer = load_tokenizer(model)
         ids = lambda split: [list(row.ids) for row in dataset.load_rows(data, split, tokenizer)]
+        self.words = {token for row in ids("train") for token in row}
         self.calibration = random.Random(7).sample(ids("train"), rows)  # as stage 07 draws them
         self.held_out = ids("test")[:8]
         self.cases = dataset.load_cases(data, "test")
@@ -97,7 +98,7 @@ class Bench:
             export_onnx(self.model, self.folder)
         folder = folder or self.folder
         if variant != "fp32" and (recipe or not (folder / "onnx" / model_file(variant)).exists()):
-            quantize(self.folder, variant, folder, self.calibration, recipe)
+            quantize(self.folder, variant, folder, self.calibration, recipe, words=self.words)
         return folder
 
     def distance(self, folder: Path, variant: str) -> dict:
@@ -160,9 +161,10 @@ class Bench:
             "layers 4 bits, gptq": Recipe(),
             "... uncorrected": Recipe(correct=0),
             "... k v 8 bits": Recipe(more=kv),
-            "... k v, layers 3 and 4 8 bits": Recipe(more=MORE),
+            "... k v, layer 3 8 bits": Recipe(more=MORE),
             "embedding 4 bits, nearest": Recipe(bits=8, method="rtn", **small),
-            "q4: embedding 4 bits, gptq": RECIPES["q4"],
+            "embedding 4 bits, gptq": replace(RECIPES["q4"], own_words=False),
+            "q4: ... words of the rows 8 bits": RECIPES["q4"],
             "q4s: both, gptq": RECIPES["q4s"],
         }
         for name, recipe in tried.items():

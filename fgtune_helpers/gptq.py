@@ -108,7 +108,7 @@ def round_gptq(weight: np.ndarray, factor: np.ndarray, bits: int, block: int) ->
 def restore(rounded: Rounded) -> np.ndarray:
     """The float32 matrix [out, in] that codes, scales and zero points stand for."""
     codes, scales, zeros = rounded
-    blocks = codes.reshape(*scales.shape, -1).astype(np.float32)
+    blocks = codes.reshape(*scales.shape, codes.shape[-1] // scales.shape[-1]).astype(np.float32)
     return ((blocks - zeros[..., None]) * scales[..., None]).reshape(codes.shape)
 
 

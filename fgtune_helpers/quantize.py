@@ -34,6 +34,8 @@ from .ort import OrtModel
 
 FLOAT16_MAX = 65504.0
 EMBEDDING = "model.embed_tokens"
+OWN = f"{EMBEDDING}.own"  # its rows for the words of the user's data, where they have more bits
+OWN_BLOCK = 64  # of their 8 bits
 
 
 class QuantizeError(RuntimeError):
@@ -48,7 +50,8 @@ class Recipe:
     `layers.3.`) to the bits it gets instead; `method` `gptq` rounds against the calibration rows, `rtn` to the nearest.
     `half` computes in float16 with a scaled residual stream. `accuracy` is MatMulNBits' accuracy_level: 4 rounds
     activations to 8 bits, which decodes 20 to 60 times faster on CPUs than 0, floats (measured here, see
-    benchmarks/onnx.py). `correct` and `damping` steer GPTQ, see `gptq.round_decoder`; `embed_damping` see `calibrate`.
+    benchmarks/onnx.py). With `own_words` the words of the user's data have 8 bits in a 4-bit embedding. `correct` and
+    `damping` steer GPTQ, see `gptq.round_decoder`; `embed_damping` see `calibrate`.
     """
 
     bits: int = 4
@@ -57,6 +60,7 @@ class Recipe:
     more: dict[str, int] = field(default_factory=dict)
     embed_bits: int = 8
     embed_block: int = 128
+    own_words: bool = False
     half: bool = False
     accuracy: int = 4
     correct: float = 1.0
@@ -68,16 +72,17 @@ class Recipe:
         return next((bits for part, bits in self.more.items() if part in name), self.bits)
 
 
-#: Where 8 bits are cheap and matter: keys and values, and two of the early layers (5 MB).
-MORE = {"k_proj": 8, "v_proj": 8, "layers.3.": 8, "layers.4.": 8}
+#: Where 8 bits are cheap and matter: keys and values, and one of the early layers (2.5 MB).
+MORE = {"k_proj": 8, "v_proj": 8, "layers.3.": 8}
 #: Measured by benchmarks/onnx.py. Most of the weights are the embedding's: 4 bits there and 8 elsewhere are smaller and
-#: nearer to fp32 than the other way round, if both are rounded against the rows.
+#: nearer to fp32 than the other way round, if both are rounded against the rows. 8 bits for the few thousand words of
+#: the user's data cost 3 MB and leave a quarter of the distance in answers.
 RECIPES = {
     "fp16": Recipe(bits=0, embed_bits=0, half=True),
     "int8": Recipe(bits=8, method="rtn", embed_block=64),
-    "q4": Recipe(bits=8, block=64, embed_bits=4, embed_block=32),
-    "q4f16": Recipe(bits=8, embed_bits=4, embed_block=32, half=True),
-    "q4s": Recipe(more=MORE, embed_bits=4, embed_block=32),
+    "q4": Recipe(bits=8, block=64, embed_bits=4, embed_block=32, own_words=True),
+    "q4f16": Recipe(bits=8, embed_bits=4, embed_block=32, own_words=True, half=True),
+    "q4s": Recipe(more=MORE, embed_bits=4, embed_block=32, own_words=True),
 }
 
 
@@ -106,10 +111,12 @@ def quantize(
     calibration: Sequence[Sequence[int]] | None = None,
     recipe: Recipe | None = None,
     threads: int | None = None,
+    words: Iterable[int] | None = None,
 ) -> VariantReport:
     """Write `variant` of the fp32 export in `onnx_dir` to `out_dir` (default: the same folder). Raises QuantizeError.
 
     `calibration` are token ids of whole training rows; variants that round by GPTQ or compute in float16 need them.
+    `words` are the ids that a recipe with `own_words` stores with more bits (default: those of `calibration`).
     """
     source = Path(onnx_dir)
     out = Path(out_dir) if out_dir is not None else source
@@ -121,6 +128,9 @@ def quantize(
         raise QuantizeError(f"{variant} needs calibration rows: give token ids of training rows")
     begin = time.perf_counter()
     config = read_config(source)
+    if words is None:
+        words = {token for row in calibration or () for token in row}
+    words = np.unique(np.array(sorted(words), np.int64)) if recipe.own_words else np.empty(0, np.int64)
     try:
         weights = OnnxWeights(source / "onnx" / model_file("fp32"))
     except ExportError as error:
@@ -128,14 +138,14 @@ def quantize(
     peaks = measure_peaks(source, calibration, threads) if recipe.half else {}
     scale = residual_scale(peaks) if recipe.half else 1.0
     rounded = (
-        _calibrated(source, config, weights, recipe, calibration, threads)
+        _calibrated(source, config, weights, recipe, calibration, words, threads)
         if recipe.method == "gptq" and recipe.bits
         else {}
     )
     if out.resolve() != source.resolve():
         copy_side_files(source, out)
     target = out / "onnx" / model_file(variant)
-    style = Packed(recipe, rounded, scale)
+    style = Packed(recipe, rounded, scale, words)
     write_decoder(target, config, weights, style, weights.positions, variant=variant)
     announce(out)
     return VariantReport(
@@ -158,6 +168,8 @@ def check_recipe(recipe: Recipe) -> None:
     for block in (recipe.block, recipe.embed_block):
         if block not in (16, 32, 64, 128, 256):
             raise QuantizeError(f"a block must hold 16, 32, 64, 128 or 256 weights, not {block}")
+    if recipe.own_words and recipe.embed_bits != 4:
+        raise QuantizeError(f"own_words is for an embedding of 4 bits, not {recipe.embed_bits}")
     if recipe.method not in ("rtn", "gptq"):
         raise QuantizeError(f"method must be 'rtn' or 'gptq', not {recipe.method!r}")
 
@@ -235,12 +247,19 @@ def pack_zeros(zeros: np.ndarray, bits: int) -> np.ndarray:
 class Packed(Float32):
     """Writes matrices by a recipe; see `Float32` for the three methods."""
 
-    def __init__(self, recipe: Recipe, rounded: dict[str, Rounded], residual: float = 1.0):
-        self.recipe, self.rounded, self.residual = recipe, rounded, residual
+    def __init__(self, recipe: Recipe, rounded: dict[str, Rounded], residual: float = 1.0, words: Sequence[int] = ()):
+        self.recipe, self.rounded, self.residual, self.words = recipe, rounded, residual, words
         self.dtype = np.dtype(np.float16 if recipe.half else np.float32)
 
-    def _round(self, name: str, weight: np.ndarray, bits: int, block: int) -> Rounded:
-        return self.rounded.get(name) or round_nearest(np.ascontiguousarray(weight), bits, block)
+    def _store(self, graph: Graph, name: str, weight: np.ndarray, bits: int, block: int) -> list[str]:
+        """Write a matrix; give the names of its codes, scales and zero points."""
+        found = self.rounded.get(name) or round_nearest(np.ascontiguousarray(weight), bits, block)
+        codes, scales, zeros = found
+        return [
+            graph.tensor(f"{name}.codes", pack(codes, bits, block)),
+            self._scales(graph, name, scales),
+            graph.tensor(f"{name}.zeros", pack_zeros(zeros, bits)),
+        ]
 
     def _scales(self, graph: Graph, name: str, scales: np.ndarray) -> str:
         """Scales are stored in float16; a float32 graph widens them when it is loaded."""
@@ -256,13 +275,7 @@ class Packed(Float32):
             return super().matmul(graph, x, name, matrix)
         weight = matrix(name)
         block = block_size(self.recipe.block, weight.shape[1])
-        codes, scales, zeros = self._round(name, weight, bits, block)
-        inputs = [
-            x,
-            graph.tensor(f"{name}.codes", pack(codes, bits, block)),
-            self._scales(graph, name, scales),
-            graph.tensor(f"{name}.zeros", pack_zeros(zeros, bits)),
-        ]
+        inputs = [x, *self._store(graph, name, weight, bits, block)]
         return self._product(graph, inputs, name, weight.shape, bits, block)
 
     def _product(self, graph: Graph, inputs: list[str], name: str, shape: tuple, bits: int, block: int) -> str:
@@ -271,21 +284,44 @@ class Packed(Float32):
         return graph.node("MatMulNBits", inputs, name, N=rows, K=width, bits=bits, block_size=block, **level)
 
     def embed(self, graph: Graph, ids: str, name: str, matrix: Callable[[str], np.ndarray]) -> str:
-        """Rows of the quantised embedding, by standard operators."""
-        from onnx import TensorProto, helper
-
-        bits = self.recipe.embed_bits
-        if not bits:
+        """Rows of the quantised embedding, by standard operators; of both parts where some words have more bits."""
+        if not self.recipe.embed_bits:
             return super().embed(graph, ids, name, matrix)
         weight = matrix(name)
-        hidden = weight.shape[1]
-        block = block_size(self.recipe.embed_block, hidden)
-        codes, scales, zeros = self._round(name, weight, bits, block)
-        float_type = helper.np_dtype_to_tensor_dtype(self.dtype)
-        bytes_name = graph.tensor(f"{name}.codes", pack(codes, bits, block))
-        scales_name = self._scales(graph, name, scales)
-        zeros_name = graph.tensor(f"{name}.zeros", pack_zeros(zeros, bits))
-        self._tied = [bytes_name, scales_name, zeros_name]
+        vocab, hidden = weight.shape
+        parts = embedding_parts(self.recipe, self.words, vocab, hidden)
+        self._tied = []
+        for part, rows, bits, block in parts:
+            stored = self._store(graph, part, weight if rows is None else weight[rows], bits, block)
+            self._tied.append((stored, vocab if rows is None else len(rows), bits, block))
+        if len(parts) == 1:
+            stored, _, bits, block = self._tied[0]
+            return self._look_up(graph, ids, name, stored, bits, block, hidden)
+        slots = np.empty(vocab, np.int32)  # where each word stands when the parts stand one after the other
+        slots[np.concatenate([rows for _, rows, *_ in parts])] = np.arange(vocab, dtype=np.int32)
+        self._slots = graph.tensor(f"{name}.slots", slots)
+        constant = lambda what, value: graph.tensor(f"{OWN}.{what}", np.array([value], np.int32))
+        count, zero = len(parts[0][1]), constant("zero", 0)
+        slot = graph.node("Gather", [self._slots, ids], f"{name}.slot", axis=0)
+        behind = graph.node("Sub", [slot, constant("count", count)], f"{name}.behind")
+        places = (
+            graph.node("Min", [slot, constant("last", count - 1)], f"{OWN}.ids"),
+            graph.node("Max", [behind, zero], f"{name}.ids"),
+        )
+        both = [
+            self._look_up(graph, place, f"{part}.rows", stored, bits, block, hidden)
+            for place, (part, *_), (stored, _, bits, block) in zip(places, parts, self._tied, strict=True)
+        ]
+        own = graph.node("Less", [behind, zero], f"{OWN}.meant")
+        choice = graph.node("Unsqueeze", [own, graph.ints("last_axis", [-1])], f"{OWN}.choice")
+        return graph.node("Where", [choice, *both], name)
+
+    def _look_up(self, graph: Graph, ids: str, name: str, stored: list[str], bits: int, block: int, hidden: int) -> str:
+        """Rows `ids` of a stored table, unpacked."""
+        from onnx import TensorProto, helper
+
+        bytes_name, scales_name, zeros_name = stored
+        last = graph.ints("last_axis", [-1])
 
         def unpack(table: str, what: str, count: int) -> str:
             row = graph.node("Gather", [table, ids], f"{name}.{what}.bytes", axis=0)
@@ -299,7 +335,6 @@ class Packed(Float32):
             low = graph.node(
                 "Sub", [value, graph.node("Mul", [high, sixteen], f"{name}.{what}.up")], f"{name}.{what}.low"
             )
-            last = graph.ints("last_axis", [-1])
             pair = [graph.node("Unsqueeze", [half, last], f"{half}.pair") for half in (low, high)]
             both = graph.node("Concat", pair, f"{name}.{what}.both", axis=-1)
             shape = [0, 0, hidden // block, block] if what == "codes" else [0, 0, -1]
@@ -310,9 +345,9 @@ class Packed(Float32):
             return flat
 
         code, zero = unpack(bytes_name, "codes", hidden), unpack(zeros_name, "zeros", hidden // block)
-        last = graph.ints("last_axis", [-1])
         centred = graph.node("Sub", [code, graph.node("Unsqueeze", [zero, last], f"{name}.zero")], f"{name}.centred")
         if self.recipe.half:
+            float_type = helper.np_dtype_to_tensor_dtype(self.dtype)
             centred = graph.node("Cast", [centred], f"{name}.half", to=float_type)
         steps = graph.node("Gather", [scales_name, ids], f"{name}.steps", axis=0)
         product = graph.node("Mul", [centred, graph.node("Unsqueeze", [steps, last], f"{name}.step")], f"{name}.blocks")
@@ -320,11 +355,28 @@ class Packed(Float32):
 
     def head(self, graph: Graph, x: str, name: str, hidden: int, vocab: int) -> str:
         """x @ embedding.T over the same bytes."""
-        bits = self.recipe.embed_bits
-        if not bits:
+        if not self.recipe.embed_bits:
             return super().head(graph, x, name, hidden, vocab)
-        block = block_size(self.recipe.embed_block, hidden)
-        return self._product(graph, [x, *self._tied], "lm_head", (vocab, hidden), bits, block)
+        names = ["lm_head"] if len(self._tied) == 1 else ["lm_head.own", "lm_head.others"]
+        logits = [
+            self._product(graph, [x, *stored], part, (rows, hidden), bits, block)
+            for part, (stored, rows, bits, block) in zip(names, self._tied, strict=True)
+        ]
+        if len(logits) == 1:
+            return logits[0]
+        both = graph.node("Concat", logits, "lm_head.parts", axis=-1)
+        return graph.node("Gather", [both, self._slots], "lm_head", axis=-1)
+
+
+def embedding_parts(
+    recipe: Recipe, words: Sequence[int], vocab: int, hidden: int
+) -> list[tuple[str, np.ndarray | None, int, int]]:
+    """(name, rows or None for all, bits, block) of the parts in which the embedding `[vocab, hidden]` is stored."""
+    bits, block = recipe.embed_bits, block_size(recipe.embed_block, hidden)
+    if not len(words):
+        return [(EMBEDDING, None, bits, block)]
+    others = np.setdiff1d(np.arange(vocab), words)
+    return [(OWN, np.asarray(words), 8, block_size(OWN_BLOCK, hidden)), (EMBEDDING, others, bits, block)]
 
 
 # ---------------------------------------------------------------- what the data says
@@ -341,19 +393,22 @@ def packed_rows(calibration: Sequence[Sequence[int]]) -> PackedRows:
 _LAST: dict[tuple, dict[str, Rounded]] = {}  # the latest rounding: q4 and q4f16 share theirs
 
 
-def _calibrated(source: Path, config: dict, weights, recipe: Recipe, calibration, threads=None) -> dict[str, Rounded]:
+def _calibrated(
+    source: Path, config: dict, weights, recipe: Recipe, calibration, words, threads=None
+) -> dict[str, Rounded]:
     stamp = (source / "onnx" / model_file("fp32")).resolve()
     rows = tuple(tuple(row) for row in calibration)
-    key = (str(stamp), stamp.stat().st_mtime_ns, str(replace(recipe, half=False, accuracy=0)), rows)
+    settled = str(replace(recipe, half=False, accuracy=0))
+    key = (str(stamp), stamp.stat().st_mtime_ns, settled, rows, tuple(words.tolist()))
     if key not in _LAST:
-        found = calibrate(source, config, weights, recipe, calibration, threads)
+        found = calibrate(source, config, weights, recipe, calibration, words, threads)
         _LAST.clear()
         _LAST[key] = found
     return _LAST[key]
 
 
 def calibrate(
-    source: Path, config: dict, weights: OnnxWeights, recipe: Recipe, calibration, threads: int | None = None
+    source: Path, config: dict, weights: OnnxWeights, recipe: Recipe, calibration, words=(), threads: int | None = None
 ) -> dict[str, Rounded]:
     """Every projection rounded by GPTQ on the calibration rows, which enter through the embedding as it is stored.
 
@@ -365,15 +420,20 @@ def calibrate(
         raise QuantizeError("gptq rounds every projection: give bits to all of them")
     embedded = np.array(weights.matrix(EMBEDDING)[rows.ids])
     stored, found = embedded, {}
+    if recipe.embed_bits == 4:
+        states = last_states(source, rows, threads)
+        factor = upper_factor(damped_inverse(states.T @ states, recipe.embed_damping))
     if recipe.embed_bits:
-        block = block_size(recipe.embed_block, embedded.shape[1])
-        if recipe.embed_bits == 4:
-            states = last_states(source, rows, threads)
-            factor = upper_factor(damped_inverse(states.T @ states, recipe.embed_damping))
-            found[EMBEDDING] = round_gptq(weights.matrix(EMBEDDING), factor, recipe.embed_bits, block)
-            stored = restore(tuple(part[rows.ids] for part in found[EMBEDDING]))
-        else:
-            stored = restore(round_nearest(embedded, recipe.embed_bits, block))
+        table, stored = weights.matrix(EMBEDDING), np.empty_like(embedded)
+        for part, members, bits, block in embedding_parts(recipe, words, *table.shape):
+            members = np.arange(len(table)) if members is None else members
+            here = np.isin(rows.ids, members)
+            if bits == 4:
+                found[part] = round_gptq(table[members], factor, bits, block)
+                places = np.searchsorted(members, rows.ids[here])
+                stored[here] = restore(tuple(item[places] for item in found[part]))
+            else:
+                stored[here] = restore(round_nearest(embedded[here], bits, block))
 
     def settle(name: str) -> tuple[int, int]:
         return recipe.bits_of(name), block_size(recipe.block, weights.matrix(name).shape[1])
@@ -451,8 +511,8 @@ def residual_scale(peaks: dict[str, float], margin: float = 4.0) -> float:
 # ---------------------------------------------------------------- how much it differs
 
 
-def compare(a, b, prompts: Sequence[str | Sequence[int]], last: int = 48, window: int = 512) -> dict:
-    """Next-token distributions of `a` (the reference) and `b` over the last positions of each prompt.
+def compare(a, b, prompts: Sequence[str | Sequence[int]], last: int | Sequence[int] = 48, window: int = 512) -> dict:
+    """Next-token distributions of `a` (the reference) and `b` over the `last` positions of each prompt.
 
     `a` and `b` have `logits(ids, start, cached)` (`OrtGenerator`, `MlxLogits`); `prompts` are token ids, or strings
     for `a.encode`. Returns `kl` (mean, nats), `kl_max`, `argmax_agreement`, `positions`, and the same for
@@ -460,9 +520,10 @@ def compare(a, b, prompts: Sequence[str | Sequence[int]], last: int = 48, window
     Raises QuantizeError for logits that are not finite.
     """
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for prompt in prompts:
+    lasts = [last] * len(prompts) if isinstance(last, int) else last
+    for prompt, count in zip(prompts, lasts, strict=True):
         ids = list(a.encode(prompt) if isinstance(prompt, str) else prompt)
-        start = max(1, len(ids) - last)
+        start = max(1, len(ids) - count)
         if len(ids) <= start:
             raise QuantizeError("a prompt has fewer than two tokens")
         reference = log_softmax(_finite(a.logits(ids, start, False), "the reference"))

@@ -48,14 +48,14 @@ def folder(tmp_path_factory):
     return base, reports
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits, words", [(4, []), (4, [0, 3, 7, 19, 48]), (8, [])])
 @pytest.mark.parametrize("half", [False, True])
-def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, half):
+def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, words, half):
     """Three blocks a row, an odd number, so that packed zero points have a padding half byte."""
     weight = np.random.default_rng(0).normal(0.3, 1, (50, 96)).astype(np.float32)
-    recipe = Recipe(bits=bits, block=32, method="rtn", embed_bits=bits, embed_block=32, half=half,
-                    accuracy=0)  # fmt: skip
-    style = Packed(recipe, {})
+    recipe = Recipe(bits=bits, block=32, method="rtn", embed_bits=bits, embed_block=32, half=half, accuracy=0,
+                    own_words=bool(words))  # fmt: skip
+    style = Packed(recipe, {}, words=words)
     graph = Graph(tmp_path / "m.onnx")
     info, kind = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype(style.dtype)
     graph.inputs += [info("ids", 7, ["b", "s"]), info("x", kind, ["b", "s", 96])]
@@ -73,12 +73,16 @@ def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, half):
     assert inside.mean() > 0.85
     assert (np.abs(expected - weight) <= np.repeat(scales, 32, axis=1) / 2 * 1.001)[inside].all()
     x = np.random.default_rng(1).normal(0, 1, (1, 4, 96)).astype(style.dtype)
-    ids = np.array([[0, 49, 7, 7]])
+    ids = np.array([[0, 49, 7, 7, 19, 20]])
+    table = expected.copy()
+    if words:
+        table[words] = restore(round_nearest(weight[words], 8, 32))
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     rows, logits, product = session.run(None, {"ids": ids, "x": x})
-    np.testing.assert_allclose(rows[0], expected[ids[0]], atol=2e-3 if half else 1e-6)
-    np.testing.assert_allclose(logits[0], x[0].astype(np.float32) @ expected.T, atol=6e-2 if half else 1e-4)
-    np.testing.assert_array_equal(product, logits)
+    np.testing.assert_allclose(rows[0], table[ids[0]], atol=2e-3 if half else 1e-6)
+    np.testing.assert_allclose(logits[0], x[0].astype(np.float32) @ table.T, atol=6e-2 if half else 1e-4)
+    others = np.setdiff1d(np.arange(50), words)
+    np.testing.assert_array_equal(product[..., others], logits[..., others])
 
 
 def test_packing_puts_the_first_code_low():
@@ -117,8 +121,7 @@ def test_a_4_bit_embedding_is_rounded_by_what_the_output_layer_sees(folder):
     recipe = RECIPES["q4"]
     found = calibrate(source, read_config(source), weights, recipe, ROWS)[EMBEDDING]
     table = np.array(weights.matrix(EMBEDDING))
-    plain = round_nearest(table, 4, 32)
-    ours, theirs = (restore(rounded) - table for rounded in (found, plain))
+    ours, theirs = (restore(rounded) - table for rounded in (found, round_nearest(table, 4, 32)))
     off = lambda difference: np.square(states @ difference.T).sum()
     assert off(ours) < 0.8 * off(theirs)
     assert np.square(ours).sum() < 1.6 * np.square(theirs).sum()
@@ -171,13 +174,16 @@ def test_variants_share_one_folder_and_store_the_embedding_once(folder):
         "wasm": "q4", "webgpu": "q4f16", "cpu": "q4"}  # fmt: skip
     for variant, report in reports.items():
         graph = onnx.load(report.path, load_external_data=False).graph
-        tables = [tensor for tensor in graph.initializer if tensor.dims and tensor.dims[0] == 2048]
-        codes = [tensor for tensor in tables if tensor.name.endswith((".codes", "embed_tokens.weight"))]
-        assert len(codes) == 1, variant
+        parts = [tensor for tensor in graph.initializer if tensor.name.startswith(EMBEDDING)]
+        rows = [tensor.dims[0] for tensor in parts if tensor.name.endswith((".codes", ".weight"))]
+        words = len({token for row in ROWS for token in row}) if RECIPES[variant].own_words else 0
+        assert rows == ([words, 2048 - words] if words else [2048]), variant
+        tables = [tensor.name for tensor in graph.initializer if tensor.dims and tensor.dims[0] == 2048]
+        assert len(tables) == (1 if words or variant == "fp16" else 3)  # the slots, the floats, or what is packed
         assert "GatherBlockQuantized" not in report.ops
         expected = 1 if variant == "fp16" else 0
         assert report.ops.get("Gemm", 0) == expected
-        assert report.ops.get("MatMulNBits", 0) == (0 if variant == "fp16" else 7 * 7 + 1)
+        assert report.ops.get("MatMulNBits", 0) == (0 if variant == "fp16" else 7 * 7 + 1 + bool(words))
 
 
 def test_out_dir_gets_all_but_the_fp32_model(folder, tmp_path):
@@ -318,6 +324,7 @@ def test_compare_is_the_divergence(folder):
     assert result["positions"] == 2 * (4 + 2)
     assert result["beyond_window"]["positions"] == 2 * 3
     assert result["below_window"]["positions"] == 2 * (1 + 2)
+    assert compare(a, b, [[1] * 8, [1] * 9], last=[2, 5])["positions"] == 2 * (2 + 5)  # of each prompt its own
     assert compare(a, a, [[1] * 4])["beyond_window"] is None
     with pytest.raises(QuantizeError, match="not finite"):
         compare(a, Fixed([np.nan, 0]), [[1] * 8])
@@ -344,6 +351,7 @@ def test_mlx_and_the_export_agree_below_and_beyond_the_window(folder):
         ("int8", {"recipe": Recipe(bits=3)}, "bits must be"),
         ("int8", {"recipe": Recipe(more={"k_proj": 5})}, "bits must be"),
         ("int8", {"recipe": Recipe(block=48)}, "a block must hold"),
+        ("q4", {"recipe": Recipe(own_words=True), "calibration": ROWS}, "own_words is for an embedding of 4 bits"),
         ("int8", {"recipe": Recipe(method="best")}, "method must be"),
         ("q4", {"calibration": [[2]]}, "fewer than two tokens"),
     ],
