@@ -48,8 +48,8 @@ class Stage:
 
 
 _TRAIN = (
-    *("iters", "batch_size", "grad_accumulation_steps", "learning_rate", "precision", "warmup", "fine_tune_type"),
-    *("num_layers", "rank", "scale", "dropout", "steps_per_eval", "patience", "max_tokens"),
+    *("iters", "batch_size", "grad_accumulation_steps", "learning_rate", "precision", "softmax", "warmup"),
+    *("fine_tune_type", "num_layers", "rank", "scale", "dropout", "steps_per_eval", "patience", "max_tokens"),
 )
 
 STAGES: dict[str, Stage] = {
@@ -60,7 +60,7 @@ STAGES: dict[str, Stage] = {
                      ("seed", "tools_file", "examples_file", "test_cases", "valid_cases", "similarity",
                       "augment", "combine", "max_seq_length"), "1"),
     "02_train": Stage("Train", "a LoRA adapter, the best one by exact match", ("00_setup", "01_data"),
-                      "best and last adapters, history", ("seed", *_TRAIN), "22",
+                      "best and last adapters, history", ("seed", *_TRAIN), "15",
                       ("steps_per_report", "workers", "report_to"), mlx=True),
     "03_test_adapters": Stage("Test the adapter", "exact match on held-out cases, base beside tuned",
                               ("00_setup", "01_data", "02_train"), "scorecards", ("max_tokens", "min_exact"), "1",
