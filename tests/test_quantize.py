@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from test_export import WINDOW, make_model, random_ids
 
+from fgtune_helpers import quantize as module
 from fgtune_helpers.export import Float32, Graph, export_onnx, model_file, read_config, write_decoder
 from fgtune_helpers.gptq import damped_inverse, grid, restore, round_decoder, round_gptq, round_nearest, upper_factor
 from fgtune_helpers.ort import OrtGenerator, OrtModel
@@ -125,6 +126,28 @@ def test_a_4_bit_embedding_is_rounded_by_what_the_output_layer_sees(folder):
     off = lambda difference: np.square(states @ difference.T).sum()
     assert off(ours) < 0.8 * off(theirs)
     assert np.square(ours).sum() < 1.6 * np.square(theirs).sum()
+
+
+def test_the_layers_are_rounded_behind_the_embedding_as_it_is_stored(folder, monkeypatch):
+    """Of words with 8 bits and of those with 4, each row from where it is."""
+    base, _ = folder
+    source, seen = base / "onnx", []
+
+    def instead(config, weights, rows, embedded, *rest):
+        seen.append(embedded)
+        return ({},)
+
+    monkeypatch.setattr(module, "round_decoder", instead)
+    weights, rows = OnnxWeights(source / "onnx" / "model.onnx"), packed_rows(ROWS)
+    words = np.unique(rows.ids)[::2]
+    found = calibrate(source, read_config(source), weights, RECIPES["q4"], ROWS, words)
+    table = np.array(weights.matrix(EMBEDDING))
+    expected = np.empty_like(table)
+    expected[words] = restore(round_nearest(table[words], 8, 32))
+    expected[np.setdiff1d(np.arange(len(table)), words)] = restore(found[EMBEDDING])
+    ((exact, stored),) = seen
+    np.testing.assert_array_equal(exact, table[rows.ids])
+    np.testing.assert_array_equal(stored, expected[rows.ids])
 
 
 def test_gptq_is_plain_rounding_for_uncorrelated_inputs_and_better_for_correlated_ones():
