@@ -77,8 +77,9 @@ class Bench:
         self.model, self.work, self.rounds, self.rows = model, work, rounds, []
         tokenizer = load_tokenizer(model)
         ids = lambda split: [list(row.ids) for row in dataset.load_rows(data, split, tokenizer)]
-        self.words = {token for row in ids("train") for token in row}
-        self.calibration = random.Random(7).sample(ids("train"), rows)  # as stage 07 draws them
+        train = ids("train")
+        self.words = {token for row in train for token in row}
+        self.calibration = random.Random(7).sample(train, rows)  # as stage 07 draws them
         self.held_out = ids("test")[:8]
         self.cases = dataset.load_cases(data, "test")
         self.folder = work / "onnx"

@@ -73,9 +73,9 @@ def combine(examples: list[dict], count: int, seed: int) -> list[dict]:
         parts = [rng.choice(firsts), rng.choice(single)]
         if most > 2 and rng.random() < THREE:
             parts.insert(0, rng.choice(firsts))
+        families = {re.split(r"\+\d+$", part["id"])[0] for part in parts}  # never copies of one example
         called = {first_calls(part)[0].name for part in parts}
-        families = {re.split(r"\+\d+$", part["id"])[0] for part in parts}
-        if len(families) < len(parts) or len(called) < (1 if twice else len(parts)):
+        if len(families) < len(parts) or (len(called) < len(parts) and not twice):
             continue
         if any(part["tools"] != parts[0]["tools"] for part in parts):
             continue

@@ -130,7 +130,7 @@ def quantize(
     config = read_config(source)
     if words is None:
         words = {token for row in calibration or () for token in row}
-    words = np.unique(np.array(sorted(words), np.int64)) if recipe.own_words else np.empty(0, np.int64)
+    words = np.unique(np.array(list(words), np.int64)) if recipe.own_words else np.empty(0, np.int64)
     try:
         weights = OnnxWeights(source / "onnx" / model_file("fp32"))
     except ExportError as error:

@@ -500,7 +500,8 @@ def make_engine(model, config: TrainConfig, rows: Sequence[Row] = ()):
     half = config.precision == "bfloat16" and blas.mlx().default_device() != blas.mlx().gpu
     reason = torch_step.why_not(model) or (torch_step.why_not_bfloat16() if half else None)
     if config.engine != "mlx" and reason is None:
-        learned = {i for row in rows for i, target in zip(row.ids, row.targets) if target}
+        sampled = rows if config.softmax == "sampled" else ()
+        learned = {i for row in sampled for i, target in zip(row.ids, row.targets) if target}
         return torch_step.TorchEngine(model, config, learned)
     if half:
         raise TrainError(f"precision bfloat16 cannot be used: {reason or 'MLX has no fast bfloat16 products on CPU'}")
