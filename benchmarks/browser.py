@@ -35,10 +35,12 @@ def main() -> int:
     from fgtune_helpers import data
     from fgtune_helpers.deploy import build_site, try_in_browser
     from fgtune_helpers.evaluate import Scorecard, judge, score
+    from fgtune_helpers.grammar import Grammar
     from fgtune_helpers.ort import OrtGenerator
 
     cases = data.load_cases(options.run / "01_data", "test")
-    tools = json.loads((options.run / "01_data" / "tools.json").read_text(encoding="utf-8"))
+    tools, copied = (data.read_json(options.run / "01_data" / f"{name}.json") for name in ("tools", "copied"))
+    grammar = Grammar(options.run / "07_quantize", copied)
     questions = [case.query for case in cases if case.calls][: options.questions]
     devices = {
         "wasm, threads": {"isolated": True},
@@ -52,8 +54,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         for variant in options.variants.split(","):
             site = build_site(
-                options.run / "07_quantize", variant, tools, Path(temporary) / variant, max_tokens=96
-            ).path
+                options.run / "07_quantize", variant, tools, Path(temporary) / variant, max_tokens=96,
+                constrained=True, copied=copied,
+            ).path  # fmt: skip
             for device, how in devices.items() if questions else ():
                 answers = {}
                 for prefix in (True, False):
@@ -85,7 +88,7 @@ def main() -> int:
                 said = try_in_browser(site, [case.query for case in asked])
                 here = Scorecard("page", [judge(c, a["text"], a["finished"]) for c, a in zip(asked, said, strict=True)])
                 same_graph = OrtGenerator(site / "model", variant, max_tokens=96, wide=said[0]["page"]["wide"])
-                python = score(same_graph, asked, "the page's graph in Python")
+                python = score(same_graph, asked, "the page's graph in Python", grammar)
                 row = {"variant": variant, "cases": here.n, "hits": here.hits}
                 for other in (python, node):
                     row[other.name] = {"hits": sum(r.exact for r in other.results if r.id in {c.id for c in asked}),

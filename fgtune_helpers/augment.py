@@ -12,11 +12,10 @@ import copy
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .data import first_calls, first_query, plain_tools
+from .data import first_calls, first_query, leaves, plain_tools
 
 AND = (". ", "; ", ", then ", " and ", ". Also, ", ". Then ")  # what may stand between two requests
 THREE = 1 / 4  # share of three requests in one, where the examples have such
@@ -93,7 +92,7 @@ def _is_single_turn(example: dict) -> bool:
 
 def _texts(example: dict) -> list[str]:
     """The strings among the arguments of an example."""
-    return [v for call in first_calls(example) for _, v in _leaves(call.arguments, {}) if isinstance(v, str)]
+    return [v for call in first_calls(example) for _, v in leaves(call.arguments, {}) if isinstance(v, str)]
 
 
 def _may_go_on(example: dict) -> bool:
@@ -130,25 +129,13 @@ class _Place:
     value: str | int
 
 
-def _leaves(value: Any, schema: dict, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """(path, value) of every string and whole number that the schema does not enumerate."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _leaves(inner, schema.get("properties", {}).get(name, {}), (*path, name))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from _leaves(inner, schema.get("items", {}), (*path, i))
-    elif isinstance(value, str | int) and not isinstance(value, bool) and "enum" not in schema:
-        yield path, value
-
-
 def _places(example: dict) -> list[_Place]:
     if not _is_single_turn(example):
         return []
     query, found = first_query(example), []
     schemas = {tool["name"]: tool.get("parameters", {}) for tool in plain_tools(example["tools"])}
     for i, call in enumerate(first_calls(example)):
-        for path, value in _leaves(call.arguments, schemas.get(call.name, {})):
+        for path, value in leaves(call.arguments, schemas.get(call.name, {})):
             if isinstance(value, str) and len(re.findall(r"[^\W\d_]", value)) < SHORTEST:
                 continue
             spots = [m.start() for m in re.finditer(_whole(value), query)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -251,6 +251,18 @@ def first_calls(example: dict) -> tuple[Call, ...]:
     """The calls of the first assistant turn; empty when it answers in text."""
     turn = next((m for m in example["messages"] if m["role"] == "assistant"), {})
     return tuple(Call(c["function"]["name"], c["function"]["arguments"]) for c in turn.get("tool_calls") or [])
+
+
+def leaves(value: Any, schema: dict, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """(path, value) of every string and whole number that the schema does not enumerate."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, schema.get("properties", {}).get(name, {}), (*path, name))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from leaves(inner, schema.get("items", {}), (*path, i))
+    elif isinstance(value, str | int) and not isinstance(value, bool) and "enum" not in schema:
+        yield path, value
 
 
 def label(example: dict) -> str:

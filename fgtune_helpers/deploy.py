@@ -73,12 +73,15 @@ def build_site(
     trigger: str | None = None,
     max_tokens: int = 256,
     functions_file=None,
+    constrained: bool = False,
+    copied: Iterable[str] = (),
 ) -> SiteReport:
     """Write the static site: page, runtime, model, tools. Replaces `out_dir`. Raises DeployError, ToolMissing.
 
     `model_dir` is in the transformers.js layout; `examples` are sample requests (texts, or rows with `userQuery`);
     with `prefix` the keys and values of the tool declarations are computed for each variant and shipped;
-    `functions_file` is a JavaScript module that exports `functions` (tool name -> function) in place of the default.
+    `functions_file` is a JavaScript module that exports `functions` (tool name -> function) in place of the default;
+    with `constrained` the page holds answers to the grammar unless told otherwise, `copied` as in `grammar.py`.
     """
     from . import prompt
 
@@ -110,6 +113,8 @@ def build_site(
             "hash": "",
             "trigger": trigger,
             "max_tokens": max_tokens,
+            "constrained": constrained,
+            "copied": list(copied),
             "model": "model",
             "samples": samples,
             "runtime": runtime,
@@ -626,17 +631,18 @@ def try_in_browser(
     use_prefix: bool = True,
     memory: str = "auto",
     run_tools: bool = False,
-    constrained: bool = False,
+    constrained: bool | str | None = None,
     screenshots=None,
     timeout: float = 600,
 ) -> list[dict]:
     """Serve the site on loopback, ask the cases in headless Chromium through the page itself, as a person would.
 
     `cases` are texts or rows with `userQuery`. Returns per case `{query, text, ids, calls, error, problems, seconds,
-    ttft, tokens_per_second, new_tokens, prompt_tokens, reused_tokens, grammar_ms (per token, where `constrained`),
+    ttft, tokens_per_second, new_tokens, prompt_tokens, reused_tokens, grammar_ms (per token, where held to it),
     answer}`; the first also carries `page` (device, variant, why, load seconds, memory) and `screenshots` (paths, when
     a folder is given). Without `isolated` the headers are left out and the service worker is blocked: one thread. With
-    `memory` "small" the weights stay packed. `timeout` is seconds for each step.
+    `memory` "small" the weights stay packed. `constrained` (True, False, "call") chooses in place of the site.
+    `timeout` is seconds for each step.
     """
     queries = [_query(case) for case in cases]
     if not queries or not all(queries):

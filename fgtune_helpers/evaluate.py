@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .calls import Call, CallSyntaxError, parse_calls, same_call
 from .data import Case
+
+if TYPE_CHECKING:
+    from .grammar import Grammar
 
 TEXT, CALL, MALFORMED = "text", "call", "malformed"
 
@@ -224,16 +227,18 @@ def _share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags) if flags else 1.0
 
 
-def score(generator, cases: Sequence[Case], name: str = "model") -> Scorecard:
+def score(generator, cases: Sequence[Case], name: str = "model", grammar: Grammar | None = None) -> Scorecard:
     """Run a generator on all cases and judge each. Raises ValueError when answers are missing.
 
     A generator has `generate(prompts) -> texts`, and `finished` afterwards: whether each answer came to a stop token.
-    A bare function of prompts will do; its answers count as finished.
+    A bare function of prompts will do; its answers count as finished. With a `grammar` every answer is held to the
+    tools of its case.
     """
     import time
 
     begin = time.perf_counter()
-    outputs = getattr(generator, "generate", generator)([case.prompt for case in cases])
+    held = [[grammar.constraint(case.tools, case.prompt) for case in cases]] if grammar else []
+    outputs = getattr(generator, "generate", generator)([case.prompt for case in cases], *held)
     if len(outputs) != len(cases):
         raise ValueError(f"{name} gave {len(outputs)} answers to {len(cases)} prompts")
     finished = getattr(generator, "finished", [True] * len(cases))

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from . import blas, forward
 from .prompt import STOP_IDS
+
+if TYPE_CHECKING:
+    from .grammar import Constraint
 
 END_OF_TURN = 106
 MOST_CANDIDATES = 512  # a row with more goes through the whole output layer
@@ -14,6 +20,8 @@ MOST_CANDIDATES = 512  # a row with more goes through the whole output layer
 
 class MlxGenerator:
     """Greedy decoding: `generate(prompts) -> texts`, `generate_ids(prompts) -> ids without the stop token`.
+
+    Both take what each answer is held to, one `grammar.Constraint` for each prompt.
 
     Prompts are rendered strings that begin with `<bos>`. Their longest common prefix runs once; up to `batch_size`
     rows decode together, right-padded, each at its own positions. Token for token what mlx-lm's `generate` gives.
@@ -30,25 +38,25 @@ class MlxGenerator:
         self.finished: list[bool] = []  # of the last call: did each answer come to a stop token
         self.most_likely = None if MostLikely.why_not(model) else MostLikely.of(model)
 
-    def generate(self, prompts: Sequence[str]) -> list[str]:
+    def generate(self, prompts: Sequence[str], constraints: Sequence[Constraint] | None = None) -> list[str]:
         """The text each prompt is continued with, special tokens included, without the stop token."""
-        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in self.generate_ids(prompts)]
+        found = self.generate_ids(prompts, constraints)
+        return [self.tokenizer.decode(ids, skip_special_tokens=False) for ids in found]
 
-    def generate_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+    def generate_ids(self, prompts: Sequence[str], constraints: Sequence[Constraint] | None = None) -> list[list[int]]:
         """New ids of each prompt, without the stop token."""
         rows, decoder = self.encode(prompts), self._decoder()
         out: list[list[int]] = [[] for _ in rows]
         self.finished = [False] * len(rows)
         for prefix, batch in self._batches(rows):
-            answers, ended = self._decode(decoder([rows[i][prefix.length :] for i in batch], prefix), len(batch))
+            held = [constraints[i] for i in batch] if constraints else []
+            answers, ended = self._decode(decoder([rows[i][prefix.length :] for i in batch], prefix), len(batch), held)
             for i, ids, end in zip(batch, answers, ended, strict=True):
                 out[i], self.finished[i] = ids, end
         return out
 
     def next_logits(self, prompts: Sequence[str]):
         """Logits that follow the last token of each prompt: NumPy float32 `[prompts, vocabulary]`."""
-        import numpy as np
-
         mx = blas.mlx()
         rows, decoder = self.encode(prompts), self._decoder()
         out = np.zeros((len(rows), self.model.args.vocab_size), np.float32)
@@ -93,17 +101,25 @@ class MlxGenerator:
         hidden = state.hidden if isinstance(state, _Decoder) else blas.mlx().array(state.hidden.numpy())
         return forward.head(self.model, hidden)
 
-    def _decode(self, state, count: int) -> tuple[list[list[int]], list[bool]]:
+    def _decode(self, state, count: int, constraints: list[Constraint]) -> tuple[list[list[int]], list[bool]]:
         """New ids of each of the `count` rows of a decoder, and whether it came to a stop token."""
         mx = blas.mlx()
+        for constraint in constraints:
+            constraint.start()
         out: list[list[int]] = [[] for _ in range(count)]
         ended = [True] * count
         alive = list(range(count))
         for step in range(self.max_tokens):
+            held = [constraints[j] for j in alive] if constraints else []
+            allowed = np.stack([constraint.allowed() for constraint in held]) if held else None
             if self.most_likely:
-                tokens = self.most_likely(state.hidden)
+                tokens = self.most_likely(state.hidden, allowed)
             else:
-                tokens = mx.argmax(self._logits(state), axis=-1).tolist()
+                logits = self._logits(state)
+                tokens = mx.argmax(logits if allowed is None else mx.where(mx.array(allowed), logits, -mx.inf), axis=-1)
+                tokens = tokens.tolist()
+            for constraint, token in zip(held, tokens):
+                constraint.accept(token)
             keep = [j for j, token in enumerate(tokens) if token not in self.stop_ids]
             for j in keep:
                 out[alive[j]].append(tokens[j])
@@ -220,18 +236,24 @@ class MostLikely:
 
         return cls(share((model.model.embed_tokens if model.tie_word_embeddings else model.lm_head).weight))
 
-    def __call__(self, h) -> list[int]:
-        """Token ids for normed hidden states `[B, H]` (torch); the lowest id where several are equal."""
+    def __call__(self, h, allowed=None) -> list[int]:
+        """Token ids for normed hidden states `[B, H]` (torch); the lowest id where several are equal.
+
+        `allowed` (NumPy bool `[B, vocabulary]`) says which it may be.
+        """
         import torch
 
         near = h.bfloat16() @ self.low.T
+        if allowed is not None:
+            near.masked_fill_(torch.from_numpy(~allowed), -torch.inf)
         least = near.amax(dim=1).float() - self.reach * h.norm(dim=1)
         tokens = []
         for row, coarse, bound in zip(h, near, least):
             found = torch.nonzero(coarse >= bound).squeeze(1)
-            fine = self.table[found] if len(found) <= MOST_CANDIDATES else self.table
-            best = (fine @ row).argmax().item()
-            tokens.append(found[best].item() if len(found) <= MOST_CANDIDATES else best)
+            if len(found) <= MOST_CANDIDATES:
+                tokens.append(found[(self.table[found] @ row).argmax()].item())
+            else:
+                tokens.append((self.table @ row).masked_fill_(coarse < bound, -torch.inf).argmax().item())
         return tokens
 
 

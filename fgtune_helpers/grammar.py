@@ -1,17 +1,25 @@
-"""Constrained calls with llguidance: a grammar made from tool definitions, and greedy generation under it.
+"""Constrained calls with llguidance: a grammar made from tool definitions and from what the user has said.
 
-web/grammar.js does the same in the browser. What both let through: calls of declared tools with declared arguments in
+web/grammar.js does the same in JavaScript. What both let through: calls of declared tools with declared arguments in
 the order of the format (required ones present), values of the declared types and enums, several calls in a row, or a
-text answer; never a control token inside a text, not even spelled out in ordinary characters.
+text answer; never a control token inside a text, not even spelled out in ordinary characters. Arguments that every
+training example copies word for word (`copied_arguments`) hold words of the dialogue and nothing else: a small model
+that means *Córdoba* and would write *Cordoba* cannot.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
+
+from .data import first_calls, first_query, leaves, plain_tools
 
 TOKEN_IDS = {"call": 48, "end_call": 49, "response": 50, "escape": 52, "eos": 1, "end_of_turn": 106}
 MAX_DEPTH = 16
@@ -20,6 +28,8 @@ _CONTROL = (
     "<(pad|eos|bos|unk|mask|escape|image_soft_token|unused[0-9]+"
     "|(start|end)_(function_declaration|function_call|function_response|of_turn|of_image))>"
 )
+PIECE = re.compile(r"\w+|\W")  # a word or one other character; a copied argument is whole pieces
+COPIED_FROM = 10  # values that must have been copied, each of them, for an argument to count as copied
 # 15 digits: the longest integers that are exact in JavaScript and in Python alike.
 _HEAD = f"""
 CONTENT: /(?s:.*)/ & ~/(?s:.*){_CONTROL}(?s:.*)/
@@ -33,23 +43,70 @@ any: string | NUMBER | boolean
 """
 
 
+# Any tokens that spell what must come, as in JavaScript; llguidance would insist on the tokenizer's own.
+_FREE = '%llguidance {"no_forcing": true}'
+
+
 class GrammarError(ValueError):
     """A tool that no grammar can be made for; the message is one line."""
 
 
-def tool_grammar(tools: list[dict], text: bool = True, calls: bool = True, parallel: bool = True) -> str:
-    """A Lark grammar (llguidance's dialect) of answers about `tools`, the stop token included. Raises GrammarError."""
+def said(prompt: str) -> list[str]:
+    """What stands in a rendered prompt after its first turn, the developer's, without control tokens and roles."""
+    _, _, rest = prompt.partition("<end_of_turn>")
+    parts = re.split(_CONTROL, re.sub(r"<start_of_turn>\w+\n", "<bos>", rest))
+    return [part for part in parts[:: re.compile(_CONTROL).groups + 1] if part.strip()]
+
+
+def is_copied(value: str, text: str) -> bool:
+    """Whether `value` stands in `text` as whole pieces, with no space at its ends."""
+    if not value or value != value.strip():
+        return False
+    joints = {0}
+    for piece in PIECE.findall(text):
+        joints.add(max(joints) + len(piece))
+    return any(m.start() in joints and m.start() + len(value) in joints for m in re.finditer(re.escape(value), text))
+
+
+def copied_arguments(examples: Iterable[dict]) -> dict[str, int]:
+    """Text arguments that all `examples` copy from the request, as `tool.argument` (`.` between levels, none for the
+    items of a list), with the number of values. Fewer than ten show nothing; enumerated values need no copying."""
+    count, copied = Counter(), Counter()
+    for example in examples:
+        schemas = {tool["name"]: tool.get("parameters") or {} for tool in plain_tools(example["tools"])}
+        for call in first_calls(example):
+            for path, value in leaves(call.arguments, schemas.get(call.name, {})):
+                if isinstance(value, str):
+                    key = ".".join([call.name, *(part for part in path if isinstance(part, str))])
+                    count[key] += 1
+                    copied[key] += is_copied(value, first_query(example))
+    return {key: n for key, n in sorted(count.items()) if n == copied[key] >= COPIED_FROM}
+
+
+def tool_grammar(
+    tools: list[dict],
+    text: bool = True,
+    calls: bool = True,
+    parallel: bool = True,
+    copied: Iterable[str] = (),
+    heard: Iterable[str] = (),
+) -> str:
+    """A Lark grammar (llguidance's dialect) of answers about `tools`, the stop token included. Raises GrammarError.
+
+    The text arguments `copied` (`tool.argument`) are whole words of one of the texts `heard`.
+    """
     if not (text or calls):
         raise GrammarError("neither calls nor text are allowed: nothing is left to say")
     if calls and not tools:
         raise GrammarError("no tool to call")
-    rules = _Rules()
+    heard = [PIECE.findall(each) for each in heard]
+    rules = _Rules(copied if heard else ())
     starts = []
     if calls:
         names = []
         for entry in tools:
             tool = entry.get("function", entry)
-            arguments = rules.object(tool.get("parameters") or {}, depth=0)
+            arguments = rules.object(tool.get("parameters") or {}, 0, tool["name"])
             names.append(f"{json.dumps('call:' + tool['name'])} {arguments}")
         rules.add("call", f"<[{TOKEN_IDS['call']}]> ({' | '.join(names)}) <[{TOKEN_IDS['end_call']}]>")
         rules.add("calls", f"{'call+' if parallel else 'call'} <[{TOKEN_IDS['response']}]>")
@@ -57,13 +114,19 @@ def tool_grammar(tools: list[dict], text: bool = True, calls: bool = True, paral
     if text:
         rules.add("text", f"TEXT (<[{TOKEN_IDS['end_of_turn']}]> | <[{TOKEN_IDS['eos']}]>)")
         starts.append("text")
-    return "\n".join([f"start: {' | '.join(starts)}", *rules.lines]) + "\n" + _HEAD
+    for i, pieces in enumerate(heard):
+        rules.add(f"HEARD{i}", f"%regex {json.dumps({'substring_chunks': pieces}, ensure_ascii=False)}")
+    if heard:
+        rules.add("COPY", f"({' | '.join(f'HEARD{i}' for i in range(len(heard)))}) & /(?s:\\S(.*\\S)?)/")
+        rules.add("copy", f"<[{TOKEN_IDS['escape']}]> COPY <[{TOKEN_IDS['escape']}]>")
+    return "\n".join([_FREE, f"start: {' | '.join(starts)}", *rules.lines]) + "\n" + _HEAD
 
 
 class _Rules:
     """Rules made while walking through schemas."""
 
-    def __init__(self):
+    def __init__(self, copied: Iterable[str] = ()):
+        self.copied = frozenset(copied)
         self.lines: list[str] = []
         self.count = 0
 
@@ -75,8 +138,8 @@ class _Rules:
         self.count += 1
         return self.add(f"r{self.count}", body)
 
-    def value(self, schema: dict, depth: int) -> str:
-        """The rule of a value."""
+    def value(self, schema: dict, depth: int, path: str) -> str:
+        """The rule of a value; `path` is its tool and the names that lead to it."""
         if depth > MAX_DEPTH:
             raise GrammarError(f"a schema nests deeper than {MAX_DEPTH} levels")
         if schema.get("enum"):
@@ -85,21 +148,25 @@ class _Rules:
         if kind not in TYPES:
             raise GrammarError(f"the type {kind!r} is not known")
         if kind == "array":
-            item = self.value(schema.get("items") or {}, depth + 1)
+            item = self.value(schema.get("items") or {}, depth + 1, path)
             body = f'{item} ("," {item})*'
             return self.new(f'"[" {body} "]"' if schema.get("minItems", 0) > 0 else f'"[" ({body})? "]"')
         if kind == "object":
-            return self.object(schema, depth)
+            return self.object(schema, depth, path)
+        if kind == "string" and path in self.copied:
+            return "copy"
         return {"integer": "INTEGER", "number": "NUMBER"}.get(kind, kind)
 
-    def object(self, schema: dict, depth: int) -> str:
+    def object(self, schema: dict, depth: int, path: str) -> str:
         """The rule of an object: keys sorted as the format sorts them, optional ones may be left out."""
         properties = sorted((schema.get("properties") or {}).items(), key=lambda item: item[0].lower())
         required = set(schema.get("required") or [])
         if not properties:
             # Anything goes, but a key must not come twice: none or one entry is what a grammar can promise.
             return self.new('"{" "}"' if depth == 0 else '"{" (KEY ":" any)? "}"')
-        entries = [f"{json.dumps(key + ':')} {self.value(part, depth + 1)}" for key, part in properties]
+        entries = [
+            f"{json.dumps(key + ':')} {self.value(part, depth + 1, f'{path}.{key}')}" for key, part in properties
+        ]
         # rest(i): what may follow when something is written and the first i keys are done
         rest = self.new('"}"')
         rests = [rest]
@@ -129,34 +196,54 @@ def _literal(item) -> str:
     raise GrammarError(f"an enum holds {item!r}, which the format cannot carry")
 
 
-class Constraint:
-    """The grammar over one tokenizer: `start()`, then `allowed()` and `accept(token)` in turn.
+class Grammar:
+    """Grammars for one model: `constraint(case.tools, case.prompt)` is what an answer to a prompt is held to.
 
-    `tokenizer_file` is a `tokenizer.json`; `vocab_size` the number of logits.
+    `model_dir` holds `tokenizer.json` and `config.json`; `copied` are the arguments that are copied word for word.
     """
 
-    def __init__(self, tokenizer_file, vocab_size: int, tools: list[dict], **options):
-        from llguidance import LLMatcher, LLTokenizer, grammar_from
+    def __init__(self, model_dir: str | Path, copied: Iterable[str] = ()):
+        self.folder, self.copied = Path(model_dir), list(copied)
 
-        with open(tokenizer_file, encoding="utf-8") as file:
-            self.tokenizer = LLTokenizer(file.read(), n_vocab=vocab_size, eos_token=TOKEN_IDS["eos"])
-        self.vocab_size = vocab_size
-        self.grammar = grammar_from("lark", tool_grammar(tools, **options))
-        self._fresh = LLMatcher(self.tokenizer, self.grammar)
-        if self._fresh.is_error():
-            raise GrammarError(self._fresh.get_error().splitlines()[0])
-        self.start()
+    @functools.cached_property
+    def tokens(self):
+        """llguidance's view of the tokenizer."""
+        from llguidance import LLTokenizer
+
+        return LLTokenizer(
+            (self.folder / "tokenizer.json").read_text(encoding="utf-8"),
+            n_vocab=json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"],
+            eos_token=TOKEN_IDS["eos"],
+        )
+
+    def constraint(self, tools: Iterable[dict], prompt: str = "", **options) -> Constraint:
+        """For one answer to `prompt`; `options` as in `tool_grammar`."""
+        return Constraint(self, list(tools), prompt, options)
+
+
+class Constraint:
+    """What one answer is held to: `start()`, then `allowed()` and `accept(token)` in turn, or `choose(scores)`."""
+
+    def __init__(self, grammar: Grammar, tools: list[dict], prompt: str, options: dict):
+        self.grammar, self.tools, self.prompt, self.options = grammar, tools, prompt, options
+        self.copied = grammar.copied
+        self.seconds, self.steps = 0.0, 0
 
     def start(self) -> None:
-        """Begin an answer."""
-        self.matcher = self._fresh.deep_copy()
-        self.seconds = 0.0
-        self.steps = 0
+        """Begin the answer. Raises GrammarError."""
+        from llguidance import LLMatcher, grammar_from
+
+        begin = time.perf_counter()
+        text = tool_grammar(self.tools, **self.options, copied=self.copied, heard=said(self.prompt))
+        self.matcher = LLMatcher(self.grammar.tokens, grammar_from("lark", text))
+        if self.matcher.is_error():
+            raise GrammarError(self.matcher.get_error().splitlines()[0])
+        self.seconds, self.steps = time.perf_counter() - begin, 0
 
     def allowed(self) -> np.ndarray:
         """Which tokens may come next: bool [vocab_size]."""
         begin = time.perf_counter()
-        mask = np.frombuffer(self.matcher.compute_logit_bias(), np.uint8)[: self.vocab_size] > 0
+        mask = np.frombuffer(self.matcher.compute_logit_bias(), np.uint8)[: self.grammar.tokens.vocab_size] > 0
         self.seconds += time.perf_counter() - begin
         self.steps += 1
         return mask
@@ -168,71 +255,14 @@ class Constraint:
         self.seconds += time.perf_counter() - begin
         return fits
 
+    def choose(self, scores: np.ndarray) -> int:
+        """The likeliest token that is allowed, by `scores` [vocab_size]; goes on by it."""
+        token = int(np.where(self.allowed(), scores, -np.inf).argmax())
+        if not self.accept(token):
+            raise GrammarError(f"token {token} was allowed and then refused")
+        return token
+
     @property
     def ms_per_token(self) -> float:
         """What the grammar cost since `start`."""
         return 1000 * self.seconds / max(self.steps, 1)
-
-
-class ConstrainedGenerator:
-    """Greedy answers of an `OrtGenerator` under the grammar of `tools`, with the same protocol.
-
-    An answer that reaches `max_tokens` inside a call is cut after the last whole call, so that it stays well-formed.
-    """
-
-    def __init__(self, generator, tools: list[dict], tokenizer_file, **options):
-        self.generator = generator
-        self.stops = {TOKEN_IDS["eos"], TOKEN_IDS["end_of_turn"], TOKEN_IDS["response"]}
-        self.tools, self.tokenizer_file, self.options = tools, tokenizer_file, options
-        self.constraint: Constraint | None = None
-        self.ms_per_token: list[float] = []
-
-    def generate(self, prompts: Sequence[str]) -> list[str]:
-        """Answer texts without the stop token."""
-        return [self.generator.decode(ids) for ids in self.generate_ids(prompts)]
-
-    def generate_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Answer ids without the stop id."""
-        if isinstance(prompts, str):
-            raise TypeError("prompts is a list of strings, not one string")
-        from .generate import common_prefix
-
-        model = self.generator.model
-        rows = [self.generator.encode(prompt) for prompt in prompts]
-        count = common_prefix(rows) if len(rows) > 1 else 0
-        past = model.run(np.array([rows[0][:count]]), model.empty())[1] if count else model.empty()
-        self.ms_per_token = []
-        return [self._answer(row[count:], past) for row in rows]
-
-    def _answer(self, own: list[int], past) -> list[int]:
-        model = self.generator.model
-        made: list[int] = []
-        past, (length,) = model.stack([past], room=len(own) + self.generator.max_tokens)
-        while len(made) < self.generator.max_tokens:
-            logits, past = model.run(np.array([own]), past, [length])
-            length += len(own)
-            scores = logits[0, -1]
-            if self.constraint is None:
-                self.constraint = Constraint(self.tokenizer_file, len(scores), self.tools, **self.options)
-            if not made:
-                self.constraint.start()
-            token = int(np.where(self.constraint.allowed(), scores, -np.inf).argmax())
-            if not self.constraint.accept(token):
-                raise GrammarError(f"token {token} was allowed and then refused")
-            if token in self.stops:
-                break
-            made.append(token)
-            own = [token]
-        else:
-            made = cut_to_whole_calls(made)
-        if self.constraint:
-            self.ms_per_token.append(self.constraint.ms_per_token)
-        return made
-
-
-def cut_to_whole_calls(ids: list[int]) -> list[int]:
-    """An unfinished answer up to its last whole call; a text stays as it is."""
-    if TOKEN_IDS["call"] not in ids:
-        return ids
-    ends = [i for i, token in enumerate(ids) if token == TOKEN_IDS["end_call"]]
-    return ids[: ends[-1] + 1] if ends else []

@@ -9,10 +9,15 @@ import shutil
 import subprocess
 import threading
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .export import LOADING, model_file
 from .stage import project_root
+
+if TYPE_CHECKING:
+    from .grammar import Constraint
 
 NODE_MAJOR = 20
 
@@ -142,27 +147,36 @@ class NodeGenerator(NodeProcess):
             self.close()
             raise
 
-    def _answers(self, prompts: list[str], share: bool) -> list[dict]:
+    def _answers(self, prompts: list[str], constraints: Sequence[Constraint] | None, share: bool) -> list[dict]:
         if isinstance(prompts, str):
             raise TypeError("prompts is a list of strings, not one string")
+        held = [{"tools": one.tools, "copied": one.copied, **one.options} for one in constraints or ()]
         request = {"op": "generate", "prompts": list(prompts), "maxTokens": self.max_tokens, "share": share}
+        request["grammars"] = held or None
         answers = list(self.ask(request, last=lambda answer: "done" in answer))[:-1]
         self.stats = [answer["stats"] for answer in answers]
         self.finished = [answer["finished"] for answer in answers]
         return answers
 
-    def generate(self, prompts: list[str], share: bool = True) -> list[str]:
-        """Answer texts, control tokens included, without the stop token; figures of each are left in `stats`."""
-        return [answer["text"] for answer in self._answers(prompts, share)]
+    def generate(
+        self, prompts: list[str], constraints: Sequence[Constraint] | None = None, share: bool = True
+    ) -> list[str]:
+        """Answer texts, control tokens included, without the stop token; figures of each are left in `stats`.
 
-    def generate_ids(self, prompts: list[str], share: bool = True) -> list[list[int]]:
+        `constraints` are what each answer is held to, by the grammar in JavaScript.
+        """
+        return [answer["text"] for answer in self._answers(prompts, constraints, share)]
+
+    def generate_ids(
+        self, prompts: list[str], constraints: Sequence[Constraint] | None = None, share: bool = True
+    ) -> list[list[int]]:
         """Answer token ids without the stop id."""
-        return [answer["ids"] for answer in self._answers(prompts, share)]
+        return [answer["ids"] for answer in self._answers(prompts, constraints, share)]
 
     def chat(self, messages: list[dict], tools: list[dict] | None = None) -> dict:
         """Render with `tokenizer.apply_chat_template` of transformers.js and answer: `{prompt, text, ids}`."""
         prompt = self.render(messages, tools, add_generation_prompt=True)
-        answer = self._answers([prompt], share=False)[0]
+        answer = self._answers([prompt], None, share=False)[0]
         return {"prompt": prompt, "text": answer["text"], "ids": answer["ids"]}
 
     def render(self, messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False) -> str:

@@ -11,12 +11,16 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .export import ExportError, model_file
 from .generate import common_prefix
 from .wide import SESSION
+
+if TYPE_CHECKING:
+    from .grammar import Constraint
 
 
 class OrtError(RuntimeError):
@@ -191,17 +195,21 @@ class OrtGenerator:
         """Text of token ids, special tokens included."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def generate(self, prompts: Sequence[str]) -> list[str]:
+    def generate(self, prompts: Sequence[str], constraints: Sequence[Constraint] | None = None) -> list[str]:
         """The continuation of each prompt, without its stop token."""
-        return [self.decode(ids) for ids in self.generate_ids(prompts)]
+        return [self.decode(ids) for ids in self.generate_ids(prompts, constraints)]
 
-    def generate_ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        """New token ids for each prompt, without the stop id; at most `max_tokens` each."""
+    def generate_ids(self, prompts: Sequence[str], constraints: Sequence[Constraint] | None = None) -> list[list[int]]:
+        """New token ids for each prompt, without the stop id; at most `max_tokens` each.
+
+        `constraints` are what each answer is held to (`grammar.Constraint`).
+        """
         rows = self._encode_all(prompts)
         self.ids, self.finished = [], []
         past = self._share(rows) if rows else []
         for start in range(0, len(rows), self.batch_size):
-            answers, ended = self._decode_batch(rows[start : start + self.batch_size], past)
+            batch = slice(start, start + self.batch_size)
+            answers, ended = self._decode_batch(rows[batch], past, constraints and constraints[batch])
             self.ids += answers
             self.finished += ended
         return self.ids
@@ -267,8 +275,14 @@ class OrtGenerator:
         logits, mine = self.model.run(np.array([own]), past)
         return logits[0, -1], mine
 
-    def _decode_batch(self, rows: list[list[int]], past: list) -> tuple[list[list[int]], list[bool]]:
+    def _decode_batch(
+        self, rows: list[list[int]], past: list, constraints: Sequence[Constraint] | None
+    ) -> tuple[list[list[int]], list[bool]]:
         """New ids of each row, and whether it came to a stop token."""
+
+        def likeliest(i: int, scores: np.ndarray) -> int:
+            return constraints[i].choose(scores) if constraints else int(scores.argmax())
+
         done: list[list[int]] = [[] for _ in rows]
         ended = [False] * len(rows)
         if self.max_tokens < 1:
@@ -276,7 +290,9 @@ class OrtGenerator:
         pasts, tokens, active = [], [], []
         for i, row in enumerate(rows):
             logits, mine = self._suffix(row, past)
-            token = int(logits.argmax())
+            if constraints:
+                constraints[i].start()
+            token = likeliest(i, logits)
             ended[i] = token in self.stop_ids
             if not ended[i]:
                 done[i].append(token)
@@ -295,7 +311,7 @@ class OrtGenerator:
                 active, tokens, lengths = ([items[k] for k in alive] for items in (active, tokens, lengths))
             logits, state = self.model.run(np.array(tokens)[:, None], state, lengths)
             lengths = [length + 1 for length in lengths]
-            tokens = [int(row.argmax()) for row in logits[:, -1]]
+            tokens = [likeliest(i, row) for i, row in zip(active, logits[:, -1])]
             for k, i in enumerate(active):
                 ended[i] = tokens[k] in self.stop_ids
                 if not ended[i]:

@@ -72,13 +72,16 @@ PARAMETERS: dict[str, Param] = {
         choices=("", "wandb", "swanlab", "tensorboard"),
     ),
     "max_tokens": Param(96, "longest answer in tokens", 1, 4096),
+    "constrained": Param(True, "hold answers to the tools' schemas, and arguments that are copied to the user's words"),
     "min_exact": Param(0.75, "least share of held-out cases that the tuned model must get exactly right", 0, 1),
     "exporter": Param(
         "direct", "direct (written from the weights) or optimum (the reference)", choices=("direct", "optimum")
     ),
     "max_positions": Param(4096, "longest dialogue in tokens that the exported model can hold", 128, 32768),
     "variants": Param(["fp16", "int8", "q4"], "ONNX variants to make beside fp32: " + ", ".join(VARIANTS[1:])),
-    "max_drop": Param(0.03, "share of held-out cases that a variant may lose against the fused model", 0, 1),
+    "max_drop": Param(
+        0.01, "share of held-out cases that a variant may lose against the fused model; one case, unless 0", 0, 1
+    ),
     "node_variants": Param(["q4"], "variants that transformers.js is tested with in Node"),
     "deploy_variant": Param("q4", "variant that the browser page loads", choices=VARIANTS),
     "browser_cases": Param(8, "held-out cases that a real browser answers", 1, 1000),

@@ -79,7 +79,7 @@ MORE = {"k_proj": 8, "v_proj": 8, "layers.3.": 8}
 #: the user's data cost 3 MB and leave a quarter of the distance in answers.
 RECIPES = {
     "fp16": Recipe(bits=0, embed_bits=0, half=True),
-    "int8": Recipe(bits=8, method="rtn", embed_block=64),
+    "int8": Recipe(bits=8, embed_block=64),
     "q4": Recipe(bits=8, block=64, embed_bits=4, embed_block=32, own_words=True),
     "q4f16": Recipe(bits=8, embed_bits=4, embed_block=32, own_words=True, half=True),
     "q4s": Recipe(more=MORE, embed_bits=4, embed_block=32, own_words=True),
@@ -297,23 +297,23 @@ class Packed(Float32):
         if len(parts) == 1:
             stored, _, bits, block = self._tied[0]
             return self._look_up(graph, ids, name, stored, bits, block, hidden)
+        count = len(parts[0][1])
         slots = np.empty(vocab, np.int32)  # where each word stands when the parts stand one after the other
         slots[np.concatenate([rows for _, rows, *_ in parts])] = np.arange(vocab, dtype=np.int32)
-        self._slots = graph.tensor(f"{name}.slots", slots)
+        self._slots = slots
         constant = lambda what, value: graph.tensor(f"{OWN}.{what}", np.array([value], np.int32))
-        count, zero = len(parts[0][1]), constant("zero", 0)
-        slot = graph.node("Gather", [self._slots, ids], f"{name}.slot", axis=0)
-        behind = graph.node("Sub", [slot, constant("count", count)], f"{name}.behind")
+        slot = graph.node("Gather", [graph.tensor(f"{name}.slots", slots), ids], f"{name}.slot", axis=0)
+        behind = graph.node("Sub", [slot, constant("first", count)], f"{OWN}.behind")
         places = (
-            graph.node("Min", [slot, constant("last", count - 1)], f"{OWN}.ids"),
-            graph.node("Max", [behind, zero], f"{name}.ids"),
+            graph.node("Min", [slot, constant("before", count - 1)], f"{name}.ids"),
+            graph.node("Max", [behind, constant("zero", 0)], f"{OWN}.ids"),
         )
         both = [
             self._look_up(graph, place, f"{part}.rows", stored, bits, block, hidden)
             for place, (part, *_), (stored, _, bits, block) in zip(places, parts, self._tied, strict=True)
         ]
-        own = graph.node("Less", [behind, zero], f"{OWN}.meant")
-        choice = graph.node("Unsqueeze", [own, graph.ints("last_axis", [-1])], f"{OWN}.choice")
+        other = graph.node("Less", [slot, constant("first", count)], f"{OWN}.not_meant")
+        choice = graph.node("Unsqueeze", [other, graph.ints("last_axis", [-1])], f"{OWN}.choice")
         return graph.node("Where", [choice, *both], name)
 
     def _look_up(self, graph: Graph, ids: str, name: str, stored: list[str], bits: int, block: int, hidden: int) -> str:
@@ -357,7 +357,7 @@ class Packed(Float32):
         """x @ embedding.T over the same bytes."""
         if not self.recipe.embed_bits:
             return super().head(graph, x, name, hidden, vocab)
-        names = ["lm_head"] if len(self._tied) == 1 else ["lm_head.own", "lm_head.others"]
+        names = ["lm_head"] if len(self._tied) == 1 else ["lm_head.others", "lm_head.own"]
         logits = [
             self._product(graph, [x, *stored], part, (rows, hidden), bits, block)
             for part, (stored, rows, bits, block) in zip(names, self._tied, strict=True)
@@ -365,18 +365,27 @@ class Packed(Float32):
         if len(logits) == 1:
             return logits[0]
         both = graph.node("Concat", logits, "lm_head.parts", axis=-1)
-        return graph.node("Gather", [both, self._slots], "lm_head", axis=-1)
+        moved = np.flatnonzero(self._slots != np.arange(vocab))  # few: all others stand where they belong
+        values = graph.node("Gather", [both, graph.ints("lm_head.slots", self._slots[moved])], "lm_head.moved", axis=-1)
+        shape = graph.node("Shape", [values], "lm_head.shape")
+        places = graph.node("Expand", [graph.ints("lm_head.places", moved[None, None]), shape], "lm_head.into")
+        return graph.node("ScatterElements", [both, places, values], "lm_head", axis=-1)
 
 
 def embedding_parts(
     recipe: Recipe, words: Sequence[int], vocab: int, hidden: int
 ) -> list[tuple[str, np.ndarray | None, int, int]]:
-    """(name, rows or None for all, bits, block) of the parts in which the embedding `[vocab, hidden]` is stored."""
+    """(name, rows or None for all, bits, block) of the parts in which the embedding `[vocab, hidden]` is stored.
+
+    The words have the second part. Their places in the first are taken by its last rows, so that of the parts, one
+    after the other, only some rows do not stand where they belong.
+    """
     bits, block = recipe.embed_bits, block_size(recipe.embed_block, hidden)
     if not len(words):
         return [(EMBEDDING, None, bits, block)]
-    others = np.setdiff1d(np.arange(vocab), words)
-    return [(OWN, np.asarray(words), 8, block_size(OWN_BLOCK, hidden)), (EMBEDDING, others, bits, block)]
+    words, others = np.asarray(words), np.arange(vocab - len(words))
+    others[words[words < len(others)]] = np.setdiff1d(np.arange(len(others), vocab), words)
+    return [(EMBEDDING, others, bits, block), (OWN, words, 8, block_size(OWN_BLOCK, hidden))]
 
 
 # ---------------------------------------------------------------- what the data says
@@ -427,11 +436,12 @@ def calibrate(
         table, stored = weights.matrix(EMBEDDING), np.empty_like(embedded)
         for part, members, bits, block in embedding_parts(recipe, words, *table.shape):
             members = np.arange(len(table)) if members is None else members
-            here = np.isin(rows.ids, members)
+            place = np.full(len(table), -1)
+            place[members] = np.arange(len(members))
+            here = place[rows.ids] >= 0
             if bits == 4:
                 found[part] = round_gptq(table[members], factor, bits, block)
-                places = np.searchsorted(members, rows.ids[here])
-                stored[here] = restore(tuple(item[places] for item in found[part]))
+                stored[here] = restore(tuple(item[place[rows.ids[here]]] for item in found[part]))
             else:
                 stored[here] = restore(round_nearest(embedded[here], bits, block))
 

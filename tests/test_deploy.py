@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fgtune_helpers import deploy, node, ort, prompt, quantize
+from fgtune_helpers.grammar import is_copied
 from fgtune_helpers.stage import project_root
 
 TOOLS = json.loads((project_root() / "examples" / "tools" / "everyday.json").read_text(encoding="utf-8"))[:3]
@@ -266,6 +267,18 @@ def test_every_device_gives_the_tokens_of_node(scenarios, site):
     for text, query in zip(cold["prompts"], QUERIES, strict=True):
         messages = [{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": query}]
         assert text == prompt.render(messages, TOOLS, add_generation_prompt=True)
+
+
+@pytest.mark.browser
+def test_a_constrained_site_holds_answers_without_being_asked(tiny_onnx, tmp_path):
+    """Calls of a random model fit the tools, and what is copied is a word of the question."""
+    out, copied = tmp_path / "site", ["get_weather.city", "web_search.query"]
+    deploy.build_site(tiny_onnx, "fp32", TOOLS, out, max_tokens=120, prefix=False, constrained=True, copied=copied)
+    rows = deploy.try_in_browser(out, ["Look up Łódź, please"], timeout=90)
+    rows += deploy.try_in_browser(out, ["Look up Łódź, please"], constrained="call", timeout=90)
+    assert all(row["grammar_ms"] is not None for row in rows) and rows[1]["error"] is None
+    said = [value for call in rows[1]["calls"] for key, value in call["arguments"].items() if key in ("city", "query")]
+    assert said and all(is_copied(value, "Look up Łódź, please") for value in said)
 
 
 @pytest.mark.browser

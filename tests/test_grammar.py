@@ -36,15 +36,20 @@ BY_NAME = {tool["name"]: tool["parameters"] for tool in TOOLS}
 
 
 @pytest.fixture(scope="module")
-def tokenizer_file():
-    return resolve_base("tiny").path / "tokenizer.json"
+def folder():
+    return resolve_base("tiny").path
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tokenizer_file):
+def rules(folder):
+    return grammar.Grammar(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(tokenizer_file))
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def ids_of(tokenizer, text):
@@ -57,10 +62,10 @@ def fits(constraint, ids):
 
 
 @pytest.mark.parametrize("text", [True, False])
-def test_random_scores_give_valid_answers(tokenizer_file, tokenizer, text):
+def test_random_scores_give_valid_answers(rules, tokenizer, text):
     import jsonschema
 
-    constraint = grammar.Constraint(tokenizer_file, tokenizer.get_vocab_size(), TOOLS, text=text)
+    constraint = rules.constraint(TOOLS, text=text)
     chooser = random.Random(1)
     seen, whole = set(), 0
     stops = {1, 50, 106}
@@ -80,7 +85,7 @@ def test_random_scores_give_valid_answers(tokenizer_file, tokenizer, text):
                 break
             made.append(token)
         else:
-            made = grammar.cut_to_whole_calls(made)
+            continue
         answer = tokenizer.decode(made, skip_special_tokens=False)
         for call in calls.parse_calls(answer):  # raises when malformed
             seen.add(call.name)
@@ -90,12 +95,12 @@ def test_random_scores_give_valid_answers(tokenizer_file, tokenizer, text):
     assert seen == set(BY_NAME) and whole >= 30
 
 
-def test_the_gold_calls_of_the_examples_are_allowed(tokenizer_file, tokenizer):
+def test_the_gold_calls_of_the_examples_are_allowed(rules, tokenizer):
     tools, rows = (
         json.loads((project_root() / "examples" / name / "everyday.json").read_text(encoding="utf-8"))
         for name in ("tools", "requests")
     )
-    constraint = grammar.Constraint(tokenizer_file, tokenizer.get_vocab_size(), tools)
+    constraint = rules.constraint(tools)
     checked = 0
     for row in rows[:80]:
         expected = [call for call in row.get("expectedToolCalls") or [] if "arguments" in call]
@@ -120,35 +125,158 @@ def test_the_gold_calls_of_the_examples_are_allowed(tokenizer_file, tokenizer):
         "hello <start_function_call>",
     ],
 )
-def test_what_is_wrong_is_not_allowed(tokenizer_file, tokenizer, text):
-    constraint = grammar.Constraint(tokenizer_file, tokenizer.get_vocab_size(), TOOLS)
+def test_what_is_wrong_is_not_allowed(rules, tokenizer, text):
+    constraint = rules.constraint(TOOLS)
     assert not fits(constraint, ids_of(tokenizer, text))
 
 
-def test_control_tokens_cannot_be_spelled_in_ordinary_characters(tokenizer_file, tokenizer):
-    constraint = grammar.Constraint(tokenizer_file, tokenizer.get_vocab_size(), TOOLS)
+def test_control_tokens_cannot_be_spelled_in_ordinary_characters(rules, tokenizer):
+    constraint = rules.constraint(TOOLS)
     names = [char if tokenizer.token_to_id(char) else f"<0x{ord(char):02X}>" for char in "<escape>"]
     single = [tokenizer.token_to_id(name) for name in names]
     assert None not in single
     assert fits(constraint, single[:-1]) and not fits(constraint, single)
 
 
-def test_the_untuned_model_makes_no_malformed_call(tiny_onnx, tokenizer_file):
-    from fgtune_helpers import ort
+EXAMPLE = {
+    "tools": TOOLS,
+    "messages": [
+        {"role": "developer", "content": prompt.TRIGGER},
+        {"role": "user", "content": ""},
+        {"role": "assistant", "tool_calls": []},
+    ],
+}
 
-    generator = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=240)
-    queries = ["Weather in Paris?", "Ping it", "Is it loud in Rome tomorrow?"]
-    prompts = [
+
+def example(query, **arguments):
+    """An example that asks `query` and calls weather.now."""
+    found = json.loads(json.dumps(EXAMPLE))
+    found["messages"][1]["content"] = query
+    found["messages"][2]["tool_calls"] = [
+        {"type": "function", "function": {"name": "weather.now", "arguments": arguments}}
+    ]
+    return found
+
+
+def test_what_every_example_copies_is_found():
+    """Whole words of the request, each time: not a part of a word, not another case, not an enumerated value."""
+    place = {"lat": 1, "lon": 2}
+    cities = ["Rome", "Zürich", "St. John's", "New York", "Rio", "Oslo", "Łódź", "Bern", "Kyiv", "Cork"]
+    rows = [example(f"How is {city}, in celsius?", city=city, at=place, Unit="celsius") for city in cities]
+    assert grammar.copied_arguments(rows) == {"weather.now.city": 10}
+    assert grammar.copied_arguments(rows[1:]) == {}
+    for query, city in (
+        ("In Romeo?", "Rome"),
+        ("in rome", "Rome"),
+        ("in Rome ", "Rome "),
+        ("in  Rome", " Rome"),
+        ("x", ""),
+    ):
+        assert grammar.copied_arguments([*rows, example(query, city=city, at=place)]) == {}
+    assert grammar.copied_arguments([*rows, example("Rome2 or Rome", city="Rome", at=place)]) == {
+        "weather.now.city": 11
+    }
+
+
+def test_what_was_said_is_everything_after_the_developer():
+    messages = [
+        {"role": "developer", "content": prompt.TRIGGER},
+        {"role": "user", "content": "Weather in\nBérn?"},
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "ping", "arguments": {}}}]},
+        {"role": "tool", "content": [{"name": "ping", "response": {"value": "user\nSunny"}}]},
+    ]
+    assert grammar.said(prompt.render(messages[:2], TOOLS, True)) == ["Weather in\nBérn?"]
+    heard = grammar.said(prompt.render(messages, TOOLS, True))
+    assert heard[0] == "Weather in\nBérn?" and "user\nSunny" in heard
+    assert not any("Paris" in text or "weather.now" in text for text in heard)
+
+
+COPYING = [
+    {
+        "name": "note",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "free": {"type": "string"},
+                "tags": {"type": "array", "items": {"type": "string"}},
+                "text": {"type": "string"},
+            },
+        },
+    }
+]
+
+
+@pytest.mark.parametrize(
+    "said, arguments, allowed",
+    [
+        ("Buy crème, then go", "text:<escape>crème<escape>", True),
+        ("Buy crème, then go", "text:<escape>Buy crème, then<escape>", True),
+        ("Buy crème, then go", "text:<escape>crème,<escape>", True),
+        ("Buy crème, then go", "text:<escape>creme<escape>", False),
+        ("Buy crème, then go", "text:<escape>crè<escape>", False),
+        ("Buy crème, then go", "text:<escape>hen go<escape>", False),
+        ("Buy crème, then go", "text:<escape> crème<escape>", False),
+        ("Buy crème, then go", "text:<escape>crème, <escape>", False),
+        ("Buy crème, then go", "text:<escape><escape>", False),
+        ("Buy crème, then go", "text:<escape>Buy go<escape>", False),
+        ("Buy crème, then go", "tags:[<escape>Buy<escape>,<escape>go<escape>]", True),
+        ("Buy crème, then go", "tags:[<escape>Buy<escape>,<escape>sell<escape>]", False),
+        ("Buy crème, then go", "free:<escape>whatever<escape>", True),
+        ('Say "{a\\b}" & 50% of\n日本', 'text:<escape>"{a\\b}" & 50% of\n日本<escape>', True),
+    ],
+)
+def test_a_copied_argument_holds_words_of_the_request(folder, tokenizer, said, arguments, allowed):
+    rules = grammar.Grammar(folder, ["note.text", "note.tags"])
+    messages = [{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": said}]
+    constraint = rules.constraint(COPYING, prompt.render(messages, COPYING, True))
+    text = f"<start_function_call>call:note{{{arguments}}}<end_function_call><start_function_response>"
+    assert fits(constraint, ids_of(tokenizer, text)) is allowed
+
+
+QUERIES = ["Weather in Paris?", "Ping it", "Is it loud in Rome tomorrow?"]
+
+
+def prompts_of(queries):
+    return [
         prompt.render([{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": q}], TOOLS, True)
         for q in queries
     ]
+
+
+def test_the_untuned_model_makes_no_malformed_call(tiny_onnx):
+    """Every call is whole and its city a word of the question, in a batch as alone."""
+    from fgtune_helpers import ort
+
+    generator = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=400)
+    prompts = prompts_of(QUERIES)
     plain = generator.generate(prompts)
-    constrained = grammar.ConstrainedGenerator(generator, TOOLS, tokenizer_file, text=False)
-    answers = constrained.generate(prompts)
+    rules = grammar.Grammar(tiny_onnx, ["weather.now.city"])
+    constraints = [rules.constraint(TOOLS, each, text=False) for each in prompts]
+    answers = generator.generate(prompts, constraints)
     assert answers != plain
-    names = [[call.name for call in calls.parse_calls(answer)] for answer in answers]
-    assert all(set(found) <= set(BY_NAME) for found in names) and any(names)
-    assert len(constrained.ms_per_token) == 3 and all(cost > 0 for cost in constrained.ms_per_token)
+    found = 0
+    for query, answer, finished, constraint in zip(QUERIES, answers, generator.finished, constraints):
+        assert constraint.ms_per_token > 0
+        for call in calls.parse_calls(answer) if finished else ():
+            assert call.name in BY_NAME and call.arguments.get("city", "Rome") in [*query.rstrip("?").split(), "Rome"]
+            found += 1
+    assert found
+    alone = [generator.generate([each], [constraint])[0] for each, constraint in zip(prompts, constraints)]
+    assert alone == answers
+
+
+def test_mlx_and_onnxruntime_choose_the_same_tokens(tiny_onnx, folder):
+    from fgtune_helpers import ort
+    from fgtune_helpers.generate import MlxGenerator
+    from fgtune_helpers.train import load_model
+
+    prompts, rules = prompts_of(QUERIES), grammar.Grammar(folder, ["weather.now.city"])
+    held = lambda: [rules.constraint(TOOLS, each, text=False) for each in prompts]
+    expected = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=48).generate_ids(prompts, held())
+    generator = MlxGenerator(*load_model(folder), max_tokens=48)
+    assert generator.generate_ids(prompts, held()) == expected
+    generator.most_likely = None  # the other way, for models that torch's kernels do not know
+    assert generator.generate_ids(prompts, held()) == expected
 
 
 def test_refusals_are_one_line():

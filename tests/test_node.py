@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from fgtune_helpers import node, ort, prompt
+from fgtune_helpers import grammar, node, ort, prompt
 from fgtune_helpers.base import resolve_base
+from fgtune_helpers.calls import parse_calls
 from fgtune_helpers.stage import project_root
 
 TOOLS = json.loads((project_root() / "examples" / "tools" / "everyday.json").read_text(encoding="utf-8"))[:3]
@@ -33,6 +34,24 @@ def test_same_tokens_as_onnxruntime_with_and_without_the_shared_prefix(tiny_onnx
     assert generator.generate_ids(PROMPTS, share=False) == expected
     assert [row["reusedTokens"] for row in generator.stats] == [0] * 4
     assert len({tuple(ids) for ids in expected}) > 1  # the prompts do make a difference
+
+
+def test_both_grammars_let_the_same_tokens_through(tiny_onnx, generator):
+    """A random model, which would say anything, says the same under Python's and under JavaScript's: calls of the
+    tools, and in copied arguments words of the question."""
+    rules = grammar.Grammar(tiny_onnx, ["get_weather.city", "web_search.query"])
+    python, generator.max_tokens = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=60), 60
+    for options in ({}, {"text": False}):
+        held = [rules.constraint(TOOLS, each, **options) for each in PROMPTS]
+        expected = python.generate(PROMPTS, held)
+        assert generator.generate(PROMPTS, held) == expected
+    assert generator.finished == python.finished and any(python.finished)
+    generator.max_tokens = 12
+    copied = []
+    for query, text, finished in zip(QUERIES, expected, python.finished):
+        for call in parse_calls(text) if finished else ():
+            copied += [(call.arguments[name], query) for name in ("city", "query") if name in call.arguments]
+    assert copied and all(grammar.is_copied(value, query) for value, query in copied)
 
 
 def test_text_is_the_decoded_ids(generator):

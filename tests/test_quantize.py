@@ -25,6 +25,7 @@ from fgtune_helpers.quantize import (
     block_size,
     calibrate,
     compare,
+    embedding_parts,
     last_states,
     log_softmax,
     measure_peaks,
@@ -143,8 +144,9 @@ def test_the_layers_are_rounded_behind_the_embedding_as_it_is_stored(folder, mon
     found = calibrate(source, read_config(source), weights, RECIPES["q4"], ROWS, words)
     table = np.array(weights.matrix(EMBEDDING))
     expected = np.empty_like(table)
+    (_, others, *_), _ = embedding_parts(RECIPES["q4"], words, *table.shape)
+    expected[others] = restore(found[EMBEDDING])
     expected[words] = restore(round_nearest(table[words], 8, 32))
-    expected[np.setdiff1d(np.arange(len(table)), words)] = restore(found[EMBEDDING])
     ((exact, stored),) = seen
     np.testing.assert_array_equal(exact, table[rows.ids])
     np.testing.assert_array_equal(stored, expected[rows.ids])
@@ -200,7 +202,7 @@ def test_variants_share_one_folder_and_store_the_embedding_once(folder):
         parts = [tensor for tensor in graph.initializer if tensor.name.startswith(EMBEDDING)]
         rows = [tensor.dims[0] for tensor in parts if tensor.name.endswith((".codes", ".weight"))]
         words = len({token for row in ROWS for token in row}) if RECIPES[variant].own_words else 0
-        assert rows == ([words, 2048 - words] if words else [2048]), variant
+        assert rows == ([2048 - words, words] if words else [2048]), variant
         tables = [tensor.name for tensor in graph.initializer if tensor.dims and tensor.dims[0] == 2048]
         assert len(tables) == (1 if words or variant == "fp16" else 3)  # the slots, the floats, or what is packed
         assert "GatherBlockQuantized" not in report.ops
@@ -211,7 +213,7 @@ def test_variants_share_one_folder_and_store_the_embedding_once(folder):
 
 def test_out_dir_gets_all_but_the_fp32_model(folder, tmp_path):
     base, _ = folder
-    report = quantize(base / "onnx", "int8", tmp_path / "out")
+    report = quantize(base / "onnx", "int8", tmp_path / "out", ROWS)
     assert {path.name for path in (tmp_path / "out" / "onnx").iterdir()} == {"model_int8.onnx", "model_int8.onnx_data"}
     assert (tmp_path / "out" / "tokenizer.json").exists()
     announced = json.loads((tmp_path / "out" / "config.json").read_text())["transformers.js_config"]
@@ -391,11 +393,11 @@ def test_only_a_direct_fp32_export_is_a_source(folder, tmp_path):
     for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((base / "onnx" / name).read_bytes())
     with pytest.raises(QuantizeError, match="does not exist: export first"):
-        quantize(tmp_path, "int8")
+        quantize(tmp_path, "int8", calibration=ROWS)
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "model.onnx").write_bytes((base / "onnx" / "onnx" / "model_fp16.onnx").read_bytes())
     model = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "onnx" / "model.onnx")
     with pytest.raises(QuantizeError, match="variants are made from"):
-        quantize(tmp_path, "int8")
+        quantize(tmp_path, "int8", calibration=ROWS)

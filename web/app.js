@@ -51,7 +51,10 @@ async function look() {
   state.found = found;
   const first = state.site === null;
   state.site = found.site;
-  if (first) introduce(found.site);
+  if (first) {
+    introduce(found.site);
+    if (found.site.constrained && !query.get('grammar')) $('grammar').value = 'any';
+  }
   const choice = found.choices[$('device').value];
   const best = choice[0];
   if (!best) {

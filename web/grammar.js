@@ -1,9 +1,10 @@
 /**
- * Constrained calls: a grammar made from tool definitions, and a logits processor that lets only its tokens through.
+ * Constrained calls: a grammar made from tool definitions and from what the user has said, and a logits processor that
+ * lets only its tokens through. `fgtune_helpers/grammar.py` does the same in Python.
  *
  * The grammar is a finite automaton over UTF-8 bytes and control tokens (which are one symbol each). It is made
  * deterministic while it is used; for each state the allowed tokens are found by one walk over the sorted vocabulary
- * and kept. Every state knows the fewest symbols to a proper end, so that an answer closes before the token limit.
+ * and kept. Every state knows the fewest symbols to a proper end, so that an answer can close before the token limit.
  */
 
 /** Whole control tokens; texts must not contain them, not even spelled out in ordinary characters. */
@@ -13,6 +14,7 @@ const CONTROL_WORDS = [
   ...['function_declaration', 'function_call', 'function_response', 'of_turn', 'of_image'].flatMap((word) => [`start_${word}`, `end_${word}`]),
 ];
 const MAX_DEPTH = 16;
+const PIECE = /[\p{L}\p{N}_]+|[^\p{L}\p{N}_]/gu; // a word or one other character; a copied argument is whole pieces
 const DIGITS = 15; // the longest integers that are exact in JavaScript and in Python alike
 const encoder = new TextEncoder();
 
@@ -21,10 +23,20 @@ export class GrammarError extends Error {
   name = 'GrammarError';
 }
 
+/** What stands in a rendered prompt after its first turn, the developer's, without control tokens and roles. */
+export function said(prompt) {
+  const at = prompt.indexOf('<end_of_turn>');
+  const rest = at < 0 ? '' : prompt.slice(at + '<end_of_turn>'.length).replaceAll(/<start_of_turn>\w+\n/g, '<bos>');
+  const tokens = new RegExp(CONTROL.source.slice(1, -1), 'g');
+  return rest.split(tokens).filter((part) => part.trim());
+}
+
 // ---------------------------------------------------------------- the automaton, not yet deterministic
 
 class Automaton {
-  constructor() {
+  constructor(copied = [], heard = []) {
+    this.copied = new Set(copied);
+    this.heard = heard.map((text) => text.match(PIECE));
     this.bytes = []; // per state: [low, high, target] …
     this.tokens = []; // per state: [name of the control token, target] …
     this.empty = []; // per state: targets reached without reading
@@ -154,7 +166,25 @@ class Automaton {
     return end;
   }
 
-  value(from, schema, depth) {
+  /** A text that is whole pieces of one of the texts heard, with no space at its ends. */
+  copy(open) {
+    const entry = this.token(open, '<escape>');
+    const end = this.state();
+    for (const pieces of this.heard) {
+      let at = this.state();
+      for (const piece of pieces) {
+        const from = at;
+        at = this.literal(from, piece);
+        if (!piece.trim()) continue;
+        this.bytes[entry].push(...this.bytes[from]);
+        this.token(at, '<escape>', end);
+      }
+    }
+    return end;
+  }
+
+  /** `path` is the tool and the names that lead to the value. */
+  value(from, schema, depth, path) {
     if (depth > MAX_DEPTH) throw new GrammarError(`a schema nests deeper than ${MAX_DEPTH} levels`);
     const end = this.state();
     if (schema.enum?.length) {
@@ -168,24 +198,26 @@ class Automaton {
     const type = String(schema.type ?? (schema.properties ? 'object' : 'any')).toLowerCase();
     const known = ['string', 'integer', 'number', 'boolean', 'array', 'object', 'any'];
     if (!known.includes(type)) throw new GrammarError(`the type ${type} is not known`);
-    if (type === 'string' || type === 'any') this.skip(this.string(from), end);
+    const copied = type === 'string' && this.heard.length && this.copied.has(path);
+    if (copied) this.skip(this.copy(from), end);
+    else if (type === 'string' || type === 'any') this.skip(this.string(from), end);
     if (type === 'integer') this.skip(this.number(from, true), end);
     if (type === 'number' || type === 'any') this.skip(this.number(from, false), end);
     if (type === 'boolean' || type === 'any') for (const word of ['true', 'false']) this.skip(this.literal(from, word), end);
     if (type === 'array') {
       const open = this.literal(from, '[');
       const item = this.state();
-      const done = this.value(item, schema.items ?? {}, depth + 1);
+      const done = this.value(item, schema.items ?? {}, depth + 1, path);
       this.skip(open, item);
       this.skip(this.literal(done, ','), item);
       for (const state of schema.minItems > 0 ? [done] : [open, done]) this.skip(this.literal(state, ']'), end);
     }
-    if (type === 'object') this.skip(this.object(from, schema, depth), end);
+    if (type === 'object') this.skip(this.object(from, schema, depth, path), end);
     return end;
   }
 
   /** Arguments in the order of the format: sorted without regard to case; optional ones may be left out. */
-  object(from, schema, depth) {
+  object(from, schema, depth, path) {
     const properties = Object.entries(schema.properties ?? {}).map(([key, part]) => [key.toLowerCase(), key, part]);
     properties.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
     const required = new Set(schema.required ?? []);
@@ -201,7 +233,7 @@ class Automaton {
           this.range(key, low, high, key);
         }
         this.range(key, 0x30, 0x39, key);
-        this.skip(this.literal(this.value(this.literal(key, ':'), {}, depth + 1), '}'), end);
+        this.skip(this.literal(this.value(this.literal(key, ':'), {}, depth + 1, ''), '}'), end);
       }
       return end;
     }
@@ -210,7 +242,7 @@ class Automaton {
       const entry = this.state();
       if (first !== null) this.skip(first, entry);
       if (later !== null) this.skip(this.literal(later, ','), entry);
-      const done = this.value(this.literal(entry, `${key}:`), part, depth + 1);
+      const done = this.value(this.literal(entry, `${key}:`), part, depth + 1, `${path}.${key}`);
       const after = this.state();
       this.skip(done, after);
       if (required.has(key)) first = null;
@@ -225,11 +257,12 @@ class Automaton {
 /**
  * The grammar of answers about `tools`.
  * @param {object[]} tools definitions, with or without the `function` wrapper
- * @param {{text?: boolean, calls?: boolean, parallel?: boolean}} [options] free text allowed, calls allowed, several calls
+ * @param {{text?: boolean, calls?: boolean, parallel?: boolean, copied?: string[], heard?: string[]}} [options] free text
+ *   allowed, calls allowed, several calls; the text arguments `copied` (`tool.argument`) are words of one of the texts `heard`
  * @returns {Grammar}
  */
-export function compileGrammar(tools, { text = true, calls = true, parallel = true } = {}) {
-  const made = new Automaton();
+export function compileGrammar(tools, { text = true, calls = true, parallel = true, copied = [], heard = [] } = {}) {
+  const made = new Automaton(copied, heard);
   const start = made.state();
   const accept = made.state();
   if (calls) {
@@ -238,7 +271,7 @@ export function compileGrammar(tools, { text = true, calls = true, parallel = tr
     for (const entry of tools) {
       const { name, parameters } = entry.function ?? entry;
       const open = made.literal(made.token(start, '<start_function_call>'), `call:${name}`);
-      const close = made.object(open, { ...parameters, free: false }, 0);
+      const close = made.object(open, { ...parameters, free: false }, 0, name);
       made.token(close, '<end_function_call>', next);
     }
     made.token(next, '<start_function_response>', accept);
@@ -398,21 +431,26 @@ export function vocabularyOf(tokenizer) {
 
 // ---------------------------------------------------------------- the logits processor
 
-/** Lets through only tokens that the grammar allows. One for each answer, or `start` again. */
+/**
+ * Lets through only tokens that the grammar allows. One for each answer, or `start` again. With `close` an answer comes to
+ * a proper end within the token limit; without, it is the one that Python gives, and the limit may cut it.
+ */
 export class GrammarProcessor {
-  constructor(grammar, vocabulary) {
+  constructor(grammar, vocabulary, { close = false } = {}) {
+    this.close = close;
     this.grammar = grammar;
     this.vocabulary = vocabulary;
-    this.masks = grammar.masks ??= new Map(); // kept for all answers: label or state -> mask
+    this.masks = grammar.masks ??= new Map(); // of its states
+    this.labelled = vocabulary.labelled ??= new Map(); // of states with a label: the same in every grammar
     this.names = new Map([...vocabulary.control].map(([name, id]) => [id, name]));
     this.start(0);
   }
 
-  /** Begin an answer after `promptLength` tokens; it will end within `maxTokens`. */
+  /** Begin an answer of at most `maxTokens` after `promptLength` tokens. */
   start(promptLength, maxTokens = Infinity) {
     this.state = this.grammar.start;
     this.seen = promptLength;
-    this.left = maxTokens;
+    this.left = this.close ? maxTokens : Infinity;
     this.spent = 0;
     this.steps = 0;
     this.slowest = 0;
@@ -433,8 +471,8 @@ export class GrammarProcessor {
   /** Allowed tokens of a state: `{ids, longer, blocked, most}`; `longer[i]` is how much further from the end token i leads. */
   mask(state) {
     const { label } = this.grammar.states[state];
-    const key = label ?? state;
-    const kept = this.masks.get(key);
+    const [masks, key] = label === null ? [this.masks, state] : [this.labelled, label];
+    const kept = masks.get(key);
     if (kept) return kept;
     const { grammar, vocabulary: { ids, bytes, offsets, shared, longest, control, size } } = this;
     const own = grammar.states[state].distance;
@@ -470,7 +508,7 @@ export class GrammarProcessor {
       for (const id of found) allowed[id] = 1;
       mask.blocked = Int32Array.from({ length: size }, (_, id) => id).filter((id) => !allowed[id]);
     }
-    this.masks.set(key, mask);
+    masks.set(key, mask);
     return mask;
   }
 

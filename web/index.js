@@ -131,7 +131,7 @@ export class Model {
   /**
    * Ask one question.
    * @param {string} query
-   * @param {{onText?: (text: string, count: number) => void, signal?: AbortSignal, maxTokens?: number, constrained?: boolean|'call'}} [options]
+   * @param {{onText?: (text: string, count: number) => void, signal?: AbortSignal, maxTokens?: number, constrained?: boolean|'call'}} [options] `constrained` as the site has it by default
    * @returns {Promise<Answer>}
    */
   call(query, options = {}) {
@@ -143,7 +143,7 @@ export class Model {
    * @param {object[]} messages
    * @returns {Promise<Answer>}
    */
-  async chat(messages, { onText = null, signal = null, maxTokens, constrained = false } = {}) {
+  async chat(messages, { onText = null, signal = null, maxTokens, constrained = this.site.constrained } = {}) {
     for (const { role, content } of messages) {
       const token = role !== 'tool' && typeof content === 'string' ? findControlToken(content) : null;
       if (token) throw new Error(`The text holds the control token ${token}, which only the format itself may use.`);

@@ -4,14 +4,13 @@
  */
 import { candidates, inspectBrowser } from './device.js';
 import { Stopped, TRIGGER, loadEngine, readSafetensors, writeSafetensors } from './engine.js';
-import { compileGrammar, GrammarProcessor, vocabularyOf } from './grammar.js';
+import { compileGrammar, GrammarProcessor, said, vocabularyOf } from './grammar.js';
 import { Store, sha256 } from './store.js';
 
 let site = null;
 let store = null;
 let engine = null;
 let tools = [];
-let grammars = new Map();
 let vocabulary = null;
 const running = new Map(); // id -> AbortController
 
@@ -68,7 +67,7 @@ const operations = {
   async generate({ messages, withTools = true, prompt = null, maxTokens, constrained = false }, id, signal) {
     if (!engine) throw new Error('no model is loaded');
     const text = prompt ?? engine.render(messages, withTools ? tools : null);
-    const grammar = constrained ? processor(constrained) : null;
+    const grammar = constrained ? processor(constrained, text) : null;
     const answer = await engine.generateIds(engine.encodeNext(text), {
       maxTokens: maxTokens ?? site.max_tokens ?? 256,
       signal,
@@ -125,7 +124,6 @@ async function start(candidate, failures, usePrefix, id, signal, started) {
   });
   if (signal.aborted) throw signal.reason;
   tools = site.tools;
-  grammars = new Map();
   vocabulary = null;
   if (candidate.device === 'webgpu') {
     post(id, { type: 'step', step: 'compiling for the graphics card' });
@@ -218,12 +216,12 @@ async function readyPrefix(candidate, id, signal) {
   return 'computed';
 }
 
-/** A logits processor for the tools; `mode` 'call' allows only calls, anything else true calls or text. */
-function processor(mode) {
+/** A logits processor for an answer to a prompt; `mode` 'call' wants a whole call, anything else true calls or text. */
+function processor(mode, prompt) {
   vocabulary ??= vocabularyOf(engine.tokenizer);
-  const text = mode !== 'call';
-  if (!grammars.has(text)) grammars.set(text, compileGrammar(tools, { text }));
-  return new GrammarProcessor(grammars.get(text), vocabulary);
+  const close = mode === 'call';
+  const grammar = compileGrammar(tools, { text: !close, copied: site.copied, heard: said(prompt) });
+  return new GrammarProcessor(grammar, vocabulary, { close });
 }
 
 const post = (id, message) => self.postMessage({ id, ...message });

@@ -226,8 +226,9 @@ const scenarios = {
         await page.locator('#grammar').selectOption(mode);
         for (const query of job.queries) {
           const { answer } = (await ask(page, query)).turns[0];
+          if (mode === 'call') assert.equal(answer.finished, true); // else the limit may cut it
+          else if (!answer.finished) continue;
           assert.equal(answer.error, null, answer.text);
-          assert.equal(answer.finished, true);
           assert.deepEqual(answer.problems.flat(), [], answer.text);
           if (mode === 'call') assert.ok(answer.calls.length >= 1);
           calls += answer.calls.length;

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import test from 'node:test';
 import { classify, parseCalls } from '../../web/calls.js';
-import { GrammarProcessor, compileGrammar, sortVocabulary } from '../../web/grammar.js';
+import { GrammarProcessor, compileGrammar, said, sortVocabulary } from '../../web/grammar.js';
 import { checkCall } from '../../web/schema.js';
 
 const STOPS = ['<start_function_response>', '<end_of_turn>', '<eos>'];
@@ -80,7 +80,7 @@ for (const mode of ['any', 'call']) {
   test(`random tokens, ${mode}`, () => {
     const vocabulary = smallVocabulary();
     const grammar = compileGrammar(TOOLS, { text: mode === 'any' });
-    const processor = new GrammarProcessor(grammar, vocabulary);
+    const processor = new GrammarProcessor(grammar, vocabulary, { close: true });
     const next = random(7);
     const seen = new Set();
     for (let i = 0; i < 300; i += 1) {
@@ -140,18 +140,35 @@ test('the mask agrees with trying each token', () => {
   }
 });
 
+/** Whether a whole answer fits, control tokens as such. */
+function fits(grammar, text) {
+  let state = grammar.start;
+  for (const part of text.split(/(<(?:start|end)_[a-z_]+>|<escape>)/)) {
+    if (/^<(?:(?:start|end)_[a-z_]+|escape)>$/.test(part)) state = grammar.controls(state).find(([token]) => token === part)?.[1] ?? -1;
+    else for (const byte of new TextEncoder().encode(part)) if (state >= 0) state = grammar.step(state, byte);
+    if (state < 0) return false;
+  }
+  return grammar.states[state].distance === 0;
+}
+
+test('a copied argument holds words of the request', () => {
+  const text = { type: 'string' };
+  const tools = [{ name: 'note', parameters: { properties: { free: text, tags: { type: 'array', items: text }, text } } }];
+  const prompt = '<bos><start_of_turn>developer\nBuy milk<end_of_turn>\n<start_of_turn>user\nBuy crème, then go<end_of_turn>\n<start_of_turn>model\n';
+  assert.deepEqual(said(prompt), ['Buy crème, then go']);
+  const grammar = compileGrammar(tools, { copied: ['note.text', 'note.tags'], heard: said(prompt) });
+  const spell = (inner) => fits(grammar, `<start_function_call>call:note{${inner}}<end_function_call><start_function_response>`);
+  for (const words of ['crème', 'Buy crème, then', 'crème,', 'go', 'Buy crème, then go']) assert.ok(spell(`text:<escape>${words}<escape>`), words);
+  for (const words of ['creme', 'crè', 'hen go', ' crème', 'crème, ', '', 'Buy go', 'milk', 'go go']) assert.ok(!spell(`text:<escape>${words}<escape>`), words);
+  assert.ok(spell('tags:[<escape>Buy<escape>,<escape>go<escape>]') && !spell('tags:[<escape>Buy<escape>,<escape>sell<escape>]'));
+  assert.ok(spell('free:<escape>anything<escape>'));
+  assert.ok(fits(compileGrammar(tools, { copied: ['note.text'] }), '<start_function_call>call:note{text:<escape>x<escape>}<end_function_call><start_function_response>'));
+});
+
 test('the shipped tools compile, and what they should say is allowed', () => {
   const file = (name) => JSON.parse(readFileSync(new URL(`../../examples/${name}`, import.meta.url)));
   const grammar = compileGrammar(['everyday', 'office'].flatMap((set) => file(`tools/${set}.json`)));
-  const spell = (text) => {
-    let state = grammar.start;
-    for (const part of text.split(/(<(?:start|end)_[a-z_]+>|<escape>)/)) {
-      if (/^<(?:(?:start|end)_[a-z_]+|escape)>$/.test(part)) state = grammar.controls(state).find(([token]) => token === part)?.[1] ?? -1;
-      else for (const byte of new TextEncoder().encode(part)) if (state >= 0) state = grammar.step(state, byte);
-      if (state < 0) return false;
-    }
-    return grammar.states[state].distance === 0;
-  };
+  const spell = (text) => fits(grammar, text);
   assert.ok(spell('<start_function_call>call:calculate{expression:<escape>12 * (3 + 4)<escape>}<end_function_call><start_function_response>'));
   assert.ok(!spell('<start_function_call>call:calculator{expression:<escape>1<escape>}<end_function_call><start_function_response>'));
   assert.ok(!spell('<start_function_call>call:calculate{}<end_function_call><start_function_response>'));

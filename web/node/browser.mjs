@@ -102,7 +102,8 @@ export async function askAll(job, write) {
     await picture('before');
     await start(page);
     await tick(page, 'tools-on', Boolean(job.runTools));
-    await page.locator('#grammar').selectOption(job.constrained === 'call' ? 'call' : job.constrained ? 'any' : 'off');
+    const held = { true: 'any', false: 'off', call: 'call' }[job.constrained]; // null: as the page has it
+    if (held) await page.locator('#grammar').selectOption(held);
     for (const [index, query] of job.queries.entries()) {
       const { turns } = await ask(page, query);
       const { answer, results } = turns[0];

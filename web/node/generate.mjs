@@ -1,7 +1,8 @@
 /**
  * Answers requests on stdin, one JSON object a line, with one JSON object a line on stdout:
  *   {"op": "load", "folder": "...", "load": {"model_file_name": "model", "dtype": "q4"}} -> {"loaded": true, "seconds": 1.2, ...}
- *   {"op": "generate", "prompts": ["<bos>..."], "maxTokens": 256}    -> {"index": 0, "ids": [...], "text": "...", ...} each, then {"done": true}
+ *   {"op": "generate", "prompts": ["<bos>..."], "maxTokens": 256, "grammars": [{"tools": [...], "copied": ["f.a"]}] or null}
+ *                                                                    -> {"index": 0, "ids": [...], "text": "...", ...} each, then {"done": true}
  *   {"op": "render", "messages": [...], "tools": [...]}              -> {"text": "<bos>..."}
  *   {"op": "encode", "texts": [...]}                                 -> {"ids": [[...], ...]}
  * A request that fails answers {"failure": "one line"}; the process goes on. Nothing else is written to stdout.
@@ -20,8 +21,10 @@ try {
   process.exit(1);
 }
 const { loadEngine, sharedPrefix } = await import('../engine.js');
+const { compileGrammar, GrammarProcessor, said, vocabularyOf } = await import('../grammar.js');
 
 let engine = null;
+let vocabulary = null;
 const need = () => {
   if (!engine) throw new Error('load a model first');
   return engine;
@@ -40,19 +43,23 @@ const operations = {
     env.localModelPath = path.dirname(path.resolve(folder));
     const start = performance.now();
     const sessionOptions = threads ? { intraOpNumThreads: threads } : {};
+    vocabulary = null;
     engine = await loadEngine(transformers, { name: path.basename(path.resolve(folder)), load, device: 'cpu', sessionOptions });
     write({ loaded: true, seconds: (performance.now() - start) / 1000, transformers: env.version, node: process.versions.node });
   },
 
-  async generate({ prompts, maxTokens = 256, share = true }) {
+  async generate({ prompts, grammars = null, maxTokens = 256, share = true }) {
     const model = need();
+    if (grammars) vocabulary ??= vocabularyOf(model.tokenizer);
     const encoded = prompts.map((text) => model.encode(text));
     const prefix = share ? sharedPrefix(encoded) : [];
     if (prefix.length >= WORTH && prefix.join() !== model.stored?.ids.join()) await model.prefill(prefix);
     if (!share) model.stored = null;
     for (const [index, ids] of encoded.entries()) {
       if (!share) model.last = null;
-      const answer = await model.generateIds(ids, { maxTokens });
+      const { tools, ...rest } = grammars?.[index] ?? {};
+      const grammar = tools && new GrammarProcessor(compileGrammar(tools, { ...rest, heard: said(prompts[index]) }), vocabulary);
+      const answer = await model.generateIds(ids, { maxTokens, grammar });
       write({ index, ids: answer.ids, text: model.decode(answer.ids), finished: answer.finished, stats: answer.stats });
     }
     write({ done: true, prefixTokens: prefix.length });
