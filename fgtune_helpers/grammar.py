@@ -15,6 +15,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,6 @@ string: <[{TOKEN_IDS["escape"]}]> CONTENT <[{TOKEN_IDS["escape"]}]>
 boolean: "true" | "false"
 any: string | NUMBER | boolean
 """
-
-
 # Any tokens that spell what must come, as in JavaScript; llguidance would insist on the tokenizer's own.
 _FREE = '%llguidance {"no_forcing": true}'
 
@@ -62,9 +61,7 @@ def is_copied(value: str, text: str) -> bool:
     """Whether `value` stands in `text` as whole pieces, with no space at its ends."""
     if not value or value != value.strip():
         return False
-    joints = {0}
-    for piece in PIECE.findall(text):
-        joints.add(max(joints) + len(piece))
+    joints = set(accumulate(map(len, PIECE.findall(text)), initial=0))
     return any(m.start() in joints and m.start() + len(value) in joints for m in re.finditer(re.escape(value), text))
 
 
@@ -218,7 +215,8 @@ class Grammar:
 
     def constraint(self, tools: Iterable[dict], prompt: str = "", **options) -> Constraint:
         """For one answer to `prompt`; `options` as in `tool_grammar`."""
-        return Constraint(self, list(tools), prompt, options)
+        tools = list(tools)
+        return Constraint(self, tools, prompt, {"calls": bool(tools), **options})
 
 
 class Constraint:

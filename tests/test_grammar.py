@@ -130,6 +130,12 @@ def test_what_is_wrong_is_not_allowed(rules, tokenizer, text):
     assert not fits(constraint, ids_of(tokenizer, text))
 
 
+def test_without_tools_only_text_is_left(rules, tokenizer):
+    constraint = rules.constraint([], "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n")
+    assert fits(constraint, ids_of(tokenizer, "Hello<end_of_turn>"))
+    assert not fits(constraint, ids_of(tokenizer, "<start_function_call>"))
+
+
 def test_control_tokens_cannot_be_spelled_in_ordinary_characters(rules, tokenizer):
     constraint = rules.constraint(TOOLS)
     names = [char if tokenizer.token_to_id(char) else f"<0x{ord(char):02X}>" for char in "<escape>"]

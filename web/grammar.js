@@ -263,7 +263,7 @@ class Automaton {
  */
 export function compileGrammar(tools, { text = true, calls = true, parallel = true, copied = [], heard = [] } = {}) {
   const made = new Automaton(copied, heard);
-  const start = made.state();
+  const start = made.state(text ? `start:${calls}` : null);
   const accept = made.state();
   if (calls) {
     if (!tools.length) throw new GrammarError('no tool to call');
@@ -282,9 +282,7 @@ export function compileGrammar(tools, { text = true, calls = true, parallel = tr
   }
   if (text) {
     const [entry, ends] = made.content('text');
-    const begin = made.state('text:begin'); // at least one character
-    for (const edge of made.bytes[entry]) made.bytes[begin].push(edge);
-    made.skip(start, begin);
+    made.bytes[start].push(...made.bytes[entry]); // at least one character
     for (const state of ends) for (const name of ['<end_of_turn>', '<eos>']) made.token(state, name, accept);
   }
   return new Grammar(made, start, accept);
@@ -370,8 +368,9 @@ function fewest({ bytes, tokens, empty }, accept) {
 // ---------------------------------------------------------------- the vocabulary
 
 /**
- * A vocabulary, sorted by bytes: `{ids, bytes, offsets, shared, control, size}`; `shared[i]` is how many leading bytes
- * entry i has in common with the one before it, `control` maps names of control tokens to ids.
+ * A vocabulary, sorted by bytes: `{ids, bytes, offsets, shared, first, control, size}`; `shared[i]` is how many leading
+ * bytes entry i has in common with the one before it, `first[b]` the first entry that begins with byte b or a higher one,
+ * `control` maps names of control tokens to ids.
  */
 export function sortVocabulary(entries) {
   const control = new Map();
@@ -396,7 +395,7 @@ export function sortVocabulary(entries) {
   }
   const made = {
     ids: new Int32Array(count), bytes: new Uint8Array(0), offsets: new Int32Array(count + 1),
-    shared: new Uint16Array(count), control, size, longest: 0, position: new Int32Array(size).fill(-1),
+    shared: new Uint16Array(count), first: new Int32Array(257), control, size, longest: 0, position: new Int32Array(size).fill(-1),
   };
   const bytes = new Uint8Array(total);
   let at = 0;
@@ -420,6 +419,10 @@ export function sortVocabulary(entries) {
   }
   made.offsets[count] = at;
   made.bytes = bytes;
+  for (let k = count - 1, byte = 256; byte >= 0; byte -= 1) {
+    while (k >= 0 && bytes[made.offsets[k]] >= byte) k -= 1;
+    made.first[byte] = k + 1;
+  }
   return made;
 }
 
@@ -474,7 +477,7 @@ export class GrammarProcessor {
     const [masks, key] = label === null ? [this.masks, state] : [this.labelled, label];
     const kept = masks.get(key);
     if (kept) return kept;
-    const { grammar, vocabulary: { ids, bytes, offsets, shared, longest, control, size } } = this;
+    const { grammar, vocabulary: { ids, bytes, offsets, shared, first, longest, control, size } } = this;
     const own = grammar.states[state].distance;
     const found = [];
     const longer = [];
@@ -482,6 +485,10 @@ export class GrammarProcessor {
     stack[0] = state;
     let good = 0; // stack[0…good] belong to bytes of the token before
     for (let i = 0; i < ids.length; i += 1) {
+      if (shared[i] === 0 && grammar.step(state, bytes[offsets[i]]) < 0) { // nothing with this first byte fits
+        i = first[bytes[offsets[i]] + 1] - 1;
+        continue;
+      }
       if (shared[i] > good) continue; // it begins with something that did not fit
       const length = offsets[i + 1] - offsets[i];
       let k = shared[i];

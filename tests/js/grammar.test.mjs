@@ -140,6 +140,22 @@ test('the mask agrees with trying each token', () => {
   }
 });
 
+test('what grammars of one vocabulary keep for each other is right for each', () => {
+  const vocabulary = smallVocabulary();
+  for (const [tools, options] of [[TOOLS, {}], [TOOLS, { text: false }], [[], { calls: false }], [TOOLS.slice(0, 1), {}], [TOOLS, {}]]) {
+    const [kept, alone] = [vocabulary, smallVocabulary()].map((one) => new GrammarProcessor(compileGrammar(tools, options), one));
+    const next = random(5);
+    let states = [kept.grammar.start, alone.grammar.start];
+    for (let i = 0; i < 40; i += 1) {
+      const [allowed, expected] = [kept, alone].map((one, k) => [...one.mask(states[k]).ids].sort((a, b) => a - b));
+      assert.deepEqual(allowed, expected);
+      const token = allowed[Math.floor(next() * allowed.length)];
+      states = [kept, alone].map((one, k) => one.after(states[k], token));
+      if (!kept.grammar.states[states[0]].distance) states = [kept.grammar.start, alone.grammar.start]; // the end
+    }
+  }
+});
+
 /** Whether a whole answer fits, control tokens as such. */
 function fits(grammar, text) {
   let state = grammar.start;
