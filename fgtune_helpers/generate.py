@@ -119,7 +119,7 @@ class MlxGenerator:
                 tokens = mx.argmax(logits if allowed is None else mx.where(mx.array(allowed), logits, -mx.inf), axis=-1)
                 tokens = tokens.tolist()
             for constraint, token in zip(held, tokens):
-                constraint.accept(token)
+                constraint.advance(token)
             keep = [j for j, token in enumerate(tokens) if token not in self.stop_ids]
             for j in keep:
                 out[alive[j]].append(tokens[j])

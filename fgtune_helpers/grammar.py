@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import first_calls, first_query, leaves, plain_tools
+from .calls import format_call
+from .data import case_of, first_calls, first_query, leaves, plain_tools
 
 TOKEN_IDS = {"call": 48, "end_call": 49, "response": 50, "escape": 52, "eos": 1, "end_of_turn": 106}
 MAX_DEPTH = 16
@@ -78,6 +79,20 @@ def copied_arguments(examples: Iterable[dict]) -> dict[str, int]:
                     count[key] += 1
                     copied[key] += is_copied(value, first_query(example))
     return {key: n for key, n in sorted(count.items()) if n == copied[key] >= COPIED_FROM}
+
+
+def refused_answers(grammar: Grammar, examples: Iterable[dict], tokenizer) -> list[dict]:
+    """The `examples` whose gold calls the grammar does not let through. Raises GrammarError."""
+    out = []
+    for example in examples:
+        case = case_of(example)
+        if case.calls:
+            constraint = grammar.constraint(case.tools, case.prompt)
+            constraint.start()
+            answer = "".join(map(format_call, case.calls)) + "<start_function_response>"
+            if not all(map(constraint.accept, tokenizer.encode(answer, add_special_tokens=False))):
+                out.append(example)
+    return out
 
 
 def tool_grammar(
@@ -256,9 +271,13 @@ class Constraint:
     def choose(self, scores: np.ndarray) -> int:
         """The likeliest token that is allowed, by `scores` [vocab_size]; goes on by it."""
         token = int(np.where(self.allowed(), scores, -np.inf).argmax())
-        if not self.accept(token):
-            raise GrammarError(f"token {token} was allowed and then refused")
+        self.advance(token)
         return token
+
+    def advance(self, token: int) -> None:
+        """Go on by a token that is allowed. Raises GrammarError for another."""
+        if not self.accept(token):
+            raise GrammarError(f"token {token} does not fit the grammar")
 
     @property
     def ms_per_token(self) -> float:

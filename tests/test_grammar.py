@@ -184,6 +184,22 @@ def test_what_every_example_copies_is_found():
     }
 
 
+def test_answers_that_hold_other_words_are_refused(folder, tokenizer):
+    """The example that writes what was not said, or what its tool does not know."""
+
+    class Tokens:
+        def encode(self, text, add_special_tokens):
+            return ids_of(tokenizer, text)
+
+    rules, at = grammar.Grammar(folder, ["weather.now.city"]), {"lat": 1, "lon": 2}
+    good, other = example("How is Łódź?", at=at, city="Łódź"), example("How is Łódź?", at=at, city="Lodz")
+    wrong = example("How is Łódź?", at=at, city="Łódź", days="three")
+    for i, row in enumerate((good, other, wrong)):
+        row["id"] = str(i)
+    assert grammar.refused_answers(rules, [good, other, wrong], Tokens()) == [other, wrong]
+    assert grammar.refused_answers(grammar.Grammar(folder), [good, other], Tokens()) == []
+
+
 def test_what_was_said_is_everything_after_the_developer():
     messages = [
         {"role": "developer", "content": prompt.TRIGGER},
