@@ -248,7 +248,7 @@ def run(way: str, base: Path, spec: dict, limit: int) -> dict:
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit)
     except subprocess.TimeoutExpired:
-        return {**spec, "way": way, "error": f"longer than {limit} s"}
+        return {**spec, "way": way, "error": f"longer than {limit} s", "longer_than": limit}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -290,6 +290,10 @@ def verdicts(rows: list[dict]) -> list[str]:
         if way in main:
             ratio = main[way]["seconds_per_step"] / mine["seconds_per_step"]
             found.append(f"{WAYS[way]}: {ratio:.1f}x slower (at least {least}x wanted)")
+    for row in rows:
+        if row.get("main") and "longer_than" in row:
+            ratio = row["longer_than"] / mine["seconds_per_step"]
+            found.append(f"{WAYS[row['way']]}: no step within {ratio:.0f} of ours, its start included")
     others = [main[w] for w in ("peft", "peft-bf16") if w in main]
     if others:
         best = min(others, key=lambda row: row["seconds_per_step"])
