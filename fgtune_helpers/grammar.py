@@ -218,15 +218,18 @@ class Grammar:
         self.folder, self.copied = Path(model_dir), list(copied)
 
     @functools.cached_property
+    def vocab_size(self) -> int:
+        """The number of logits."""
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+
+    @functools.cached_property
     def tokens(self):
-        """llguidance's view of the tokenizer."""
+        """llguidance's view of the tokenizer, which may have a token more than the model (`<image_soft_token>`)."""
         from llguidance import LLTokenizer
 
-        return LLTokenizer(
-            (self.folder / "tokenizer.json").read_text(encoding="utf-8"),
-            n_vocab=json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"],
-            eos_token=TOKEN_IDS["eos"],
-        )
+        text = (self.folder / "tokenizer.json").read_text(encoding="utf-8")
+        size = max(self.vocab_size, *(token["id"] + 1 for token in json.loads(text)["added_tokens"]))
+        return LLTokenizer(text, n_vocab=size, eos_token=TOKEN_IDS["eos"])
 
     def constraint(self, tools: Iterable[dict], prompt: str = "", **options) -> Constraint:
         """For one answer to `prompt`; `options` as in `tool_grammar`."""
@@ -256,7 +259,7 @@ class Constraint:
     def allowed(self) -> np.ndarray:
         """Which tokens may come next: bool [vocab_size]."""
         begin = time.perf_counter()
-        mask = np.frombuffer(self.matcher.compute_logit_bias(), np.uint8)[: self.grammar.tokens.vocab_size] > 0
+        mask = np.frombuffer(self.matcher.compute_logit_bias(), np.uint8)[: self.grammar.vocab_size] > 0
         self.seconds += time.perf_counter() - begin
         self.steps += 1
         return mask

@@ -130,6 +130,26 @@ def test_what_is_wrong_is_not_allowed(rules, tokenizer, text):
     assert not fits(constraint, ids_of(tokenizer, text))
 
 
+@pytest.mark.parametrize("more", [-1, 64])
+def test_tokenizer_and_logits_may_differ_in_size(folder, tokenizer, tmp_path, more):
+    """FunctionGemma's tokenizer has one token more than logits; logits may also be filled up to a round number."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    if more < 0:
+        found["added_tokens"].append(
+            {**found["added_tokens"][0], "id": config["vocab_size"], "content": "<image_soft_token>"}
+        )
+    else:
+        config["vocab_size"] += more
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    constraint = grammar.Grammar(tmp_path).constraint(TOOLS)
+    constraint.start()
+    allowed = constraint.allowed()
+    assert len(allowed) == config["vocab_size"] and not allowed[tokenizer.get_vocab_size() :].any()
+    assert allowed[grammar.TOKEN_IDS["call"]] and constraint.accept(grammar.TOKEN_IDS["call"])
+
+
 def test_without_tools_only_text_is_left(rules, tokenizer):
     constraint = rules.constraint([], "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n")
     assert fits(constraint, ids_of(tokenizer, "Hello<end_of_turn>"))
