@@ -58,7 +58,8 @@ def main() -> int:
             show(rows[-1])
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return int(any(row["unknown"] for row in rows if row["grammar"] != HOW[0]))
+    held = [row for row in rows if row["grammar"] != HOW[0]]
+    return int(any(row["malformed"] > row["unfinished"] or row["unknown"] for row in held))
 
 
 def in_python(generator, grammar, tools, cases) -> dict:
@@ -96,6 +97,7 @@ def summary(results, tools, ms: float, cost: float | None) -> dict:
     return {
         "cases": len(results),
         "malformed": sum(r.state == MALFORMED for r in results),
+        "unfinished": sum(not r.finished for r in results),
         "unknown": sum(any(call["name"] not in names for call in r.got) for r in results),
         "exact": sum(r.exact for r in results),
         "ms_per_token": ms,

@@ -27,8 +27,8 @@ TOKEN_IDS = {"call": 48, "end_call": 49, "response": 50, "escape": 52, "eos": 1,
 MAX_DEPTH = 16
 TYPES = ("string", "integer", "number", "boolean", "array", "object", "any")
 _CONTROL = (
-    "<(pad|eos|bos|unk|mask|escape|image_soft_token|unused[0-9]+"
-    "|(start|end)_(function_declaration|function_call|function_response|of_turn|of_image))>"
+    "<(?:pad|eos|bos|unk|mask|escape|image_soft_token|unused[0-9]+"
+    "|(?:start|end)_(?:function_declaration|function_call|function_response|of_turn|of_image))>"
 )
 PIECE = re.compile(r"\w+|\W")  # a word or one other character; a copied argument is whole pieces
 COPIED_FROM = 10  # values that must have been copied, each of them, for an argument to count as copied
@@ -55,7 +55,7 @@ def said(prompt: str) -> list[str]:
     """What stands in a rendered prompt after its first turn, the developer's, without control tokens and roles."""
     _, _, rest = prompt.partition("<end_of_turn>")
     parts = re.split(_CONTROL, re.sub(r"<start_of_turn>\w+\n", "<bos>", rest))
-    return [part for part in parts[:: re.compile(_CONTROL).groups + 1] if part.strip()]
+    return [part for part in parts if part.strip()]
 
 
 def is_copied(value: str, text: str) -> bool:
