@@ -159,7 +159,7 @@ class Bench:
         from fgtune_helpers.export import variant_bytes
         from fgtune_helpers.quantize import MORE, RECIPES, Recipe
 
-        kv, small = {"k_proj": 8, "v_proj": 8}, {"embed_bits": 4, "embed_block": 32}
+        kv, q4 = {"k_proj": 8, "v_proj": 8}, RECIPES["q4"]
         tried = {
             "8 bits, blocks of 128, nearest": Recipe(bits=8, block=128, method="rtn"),
             "8 bits, blocks of 32, nearest": Recipe(bits=8, method="rtn"),
@@ -170,10 +170,14 @@ class Bench:
             "... uncorrected": Recipe(correct=0),
             "... k v 8 bits": Recipe(more=kv),
             "... k v, layer 3 8 bits": Recipe(more=MORE),
-            "embedding 4 bits, nearest": Recipe(bits=8, method="rtn", **small),
-            "embedding 4 bits, gptq": replace(RECIPES["q4"], own_words=False),
-            "q4: ... words of the rows 8 bits": RECIPES["q4"],
+            "embedding 4 bits, nearest": replace(q4, method="rtn", own_words=False),
+            "embedding 4 bits, gptq": replace(q4, own_words=False),
+            "q4: ... words of the rows 8 bits": q4,
+            "... blocks of 64 in the embedding": replace(q4, embed_block=64),
+            "... blocks of 32 in the layers": replace(q4, block=32),
+            "... blocks of 32 in both": replace(q4, block=32, embed_block=32),
             "q4s: both, gptq": RECIPES["q4s"],
+            "... blocks of 32 in the embedding": replace(RECIPES["q4s"], embed_block=32),
         }
         for name, recipe in tried.items():
             begin = time.perf_counter()

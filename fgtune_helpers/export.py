@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -274,24 +274,24 @@ class Float32:
     dtype = np.dtype(np.float32)
     residual = 1.0
 
-    def matmul(self, graph: Graph, x: str, name: str, matrix: Callable[[str], np.ndarray]) -> str:
-        """x @ weight.T for a projection; `matrix(name)` is float32 [out, in]."""
-        stored = graph.tensor(f"{name}.weight", matrix(name).T.astype(self.dtype, copy=False))
-        return graph.node("MatMul", [x, stored], name)
+    def matmul(self, graph: Graph, x: str, names: Sequence[str], matrix: Callable[[str], np.ndarray]) -> list[str]:
+        """x @ weight.T for each of the projections that read `x`; `matrix(name)` is float32 [out, in]."""
+        stored = [graph.tensor(f"{name}.weight", matrix(name).T.astype(self.dtype, copy=False)) for name in names]
+        return [graph.node("MatMul", [x, weight], name) for weight, name in zip(stored, names, strict=True)]
 
     def embed(self, graph: Graph, ids: str, name: str, matrix: Callable[[str], np.ndarray]) -> str:
         """Rows `ids` of the embedding, [batch, sequence, hidden]."""
         stored = graph.tensor(f"{name}.weight", matrix(name).astype(self.dtype, copy=False))
         return graph.node("Gather", [stored, ids], name)
 
-    def head(self, graph: Graph, x: str, name: str, hidden: int, vocab: int) -> str:
-        """x @ embedding.T over the table that `embed` stored."""
+    def head(self, graph: Graph, x: str, name: str, hidden: int, vocab: int, out: str) -> None:
+        """`out` = x @ embedding.T over the table that `embed` stored."""
         table = f"{name}.weight"
         flat = graph.node("Reshape", [x, graph.ints("head.rows", [-1, hidden])], "lm_head/flat")
         product = graph.node("Gemm", [flat, table], "lm_head/product", transB=1)
         lead = graph.node("Shape", [x], "lm_head/lead", start=0, end=2)
         shape = graph.node("Concat", [lead, graph.ints("head.vocab", [vocab])], "lm_head/shape", axis=0)
-        return graph.node("Reshape", [product, shape], "lm_head")
+        graph.node("Reshape", [product, shape], "lm_head", [out])
 
 
 def write_decoder(
@@ -339,8 +339,8 @@ def write_decoder(
         graph.node("SkipSimplifiedLayerNormalization", [x, y, norm_weight(name)], name, outputs, epsilon=stream_eps)
         return name, stream
 
-    def project(x: str, name: str) -> str:
-        return style.matmul(graph, x, name, weights.matrix)
+    def project(x: str, *names: str) -> list[str]:
+        return style.matmul(graph, x, names, weights.matrix)
 
     counted = graph.node("ReduceSum", ["attention_mask", graph.ints("axis_1", [1])], "mask/count", keepdims=0)
     less = graph.node("Sub", [counted, graph.ints("one", [1])], "mask/last")
@@ -364,10 +364,13 @@ def write_decoder(
     x = norm(stream, "model.layers.0.input_layernorm", stream_eps)
     for i, local in enumerate(layer_kinds(config)):
         layer, kind = f"model.layers.{i}", "local" if local else "global"
-        q, k, v = (project(x, f"{layer}.self_attn.{part}_proj") for part in "qkv")
+        q, k, v = project(x, *(f"{layer}.self_attn.{part}_proj" for part in "qkv"))
         normed = []
         for part, value, count in (("q", q, heads), ("k", k, kv_heads)):
             name = f"{layer}.self_attn.{part}_norm"
+            if count == 1:
+                normed.append(norm(value, name, eps))
+                continue
             split = graph.node("Reshape", [value, graph.ints(f"split_{count}", [0, 0, count, head_dim])], name + ".in")
             shaped = norm(split, name, eps)
             normed.append(
@@ -386,19 +389,22 @@ def write_decoder(
             rotary_interleaved=0,
             local_window_size=config["sliding_window"] if local else -1,
         )
-        y = norm(project(attended, f"{layer}.self_attn.o_proj"), f"{layer}.post_attention_layernorm", eps, s)
+        y = norm(*project(attended, f"{layer}.self_attn.o_proj"), f"{layer}.post_attention_layernorm", eps, s)
         x, stream = add_norm(stream, y, f"{layer}.pre_feedforward_layernorm")
-        gate = graph.node("Gelu", [project(x, f"{layer}.mlp.gate_proj")], f"{layer}.mlp.act", approximate="tanh")
-        both = graph.node("Mul", [gate, project(x, f"{layer}.mlp.up_proj")], f"{layer}.mlp.product")
-        y = norm(project(both, f"{layer}.mlp.down_proj"), f"{layer}.post_feedforward_layernorm", eps, s)
+        gate, up = project(x, f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj")
+        gate = graph.node("Gelu", [gate], f"{layer}.mlp.act", approximate="tanh")
+        both = graph.node("Mul", [gate, up], f"{layer}.mlp.product")
+        y = norm(*project(both, f"{layer}.mlp.down_proj"), f"{layer}.post_feedforward_layernorm", eps, s)
         following = "model.norm" if i + 1 == layers else f"model.layers.{i + 1}.input_layernorm"
         x, stream = add_norm(stream, y, following, last=i + 1 == layers)
     start = graph.node("Neg", ["num_logits_to_keep"], "kept/negative")
     start = graph.node("Reshape", [start, graph.ints("axis_1", [1])], "kept/start")
     ends = graph.ints("end", [np.iinfo(np.int64).max])
     kept = graph.node("Slice", [x, start, ends, graph.ints("axis_1", [1])], "kept")
-    logits = style.head(graph, kept, table, hidden, config["vocab_size"])
-    graph.node("Cast", [logits], "logits", to=TensorProto.FLOAT)
+    wide = style.dtype == np.float32  # onnxruntime would copy them in a cast to what they are
+    style.head(graph, kept, table, hidden, config["vocab_size"], "logits" if wide else "lm_head")
+    if not wide:
+        graph.node("Cast", ["lm_head"], "logits", to=TensorProto.FLOAT)
     known = {"exporter": "direct", "residual_scale": repr(s), "positions": str(positions), **metadata}
     graph.save({f"fgtune.{key}": value for key, value in known.items()})
 

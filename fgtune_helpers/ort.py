@@ -76,6 +76,7 @@ class OrtModel:
         item = self.inputs[self.past_names[0]]
         self.past_dtype = np.float16 if "float16" in item.type else np.float32
         self.past_shape = item.shape  # [batch, kv heads, past, head_dim]
+        self._bound: tuple[list, object] | None = None
         self.vocab = self.session.get_outputs()[0].shape[-1]
 
     def empty(self, batch: int = 1) -> list:
@@ -103,18 +104,10 @@ class OrtModel:
             feed["num_logits_to_keep"] = np.array(keep, np.int64)
         if "position_ids" in self.inputs:
             feed["position_ids"] = np.array(lengths)[:, None] + np.arange(count)[None]
-        values = {name: self._value(value) for name, value in feed.items() if name in self.inputs}
-        values.update(zip(self.past_names, past, strict=True))
-        binding = self.session.io_binding()
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in ("logits", *self.taps):
-            binding.bind_output(name)
-        for name, value in zip(self.present_names, past, strict=True):
-            if in_place:
-                binding.bind_ortvalue_output(name, value)
-            else:
-                binding.bind_output(name)
+        binding = self._bind(past, in_place)
+        for name, value in feed.items():
+            if name in self.inputs:
+                binding.bind_ortvalue_input(name, self._value(value))
         self.session.run_with_iobinding(binding)
         logits, *rest = binding.get_outputs()
         logits = logits.numpy()
@@ -124,6 +117,23 @@ class OrtModel:
         if not self.keeps and keep:
             logits = logits[:, -keep:]
         return logits.astype(np.float32, copy=False), present
+
+    def _bind(self, past: list, in_place: bool):
+        """What the session reads and writes, but for this step's tokens; kept while it writes into the same past."""
+        kept = in_place and self._bound and self._bound[0] is past
+        binding = self._bound[1] if kept else self.session.io_binding()
+        for name in ("logits", *self.taps):
+            binding.bind_output(name)  # anew at every step: else the last step's logits would be written over
+        if kept:
+            return binding
+        for name, present, value in zip(self.past_names, self.present_names, past, strict=True):
+            binding.bind_ortvalue_input(name, value)
+            if in_place:
+                binding.bind_ortvalue_output(present, value)
+            else:
+                binding.bind_output(present)
+        self._bound = (past, binding) if in_place else None
+        return binding
 
     def stack(self, pasts: list[list], room: int = 0) -> tuple[list, list[int]]:
         """Put single pasts of different lengths into one batch, padded on the right; also their lengths.

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,9 @@ MORE = {"k_proj": 8, "v_proj": 8, "layers.3.": 8}
 RECIPES = {
     "fp16": Recipe(bits=0, embed_bits=0, half=True),
     "int8": Recipe(bits=8, embed_block=64),
-    "q4": Recipe(bits=8, block=64, embed_bits=4, embed_block=32, own_words=True),
+    "q4": Recipe(bits=8, block=64, embed_bits=4, own_words=True),
     "q4f16": Recipe(bits=8, embed_bits=4, embed_block=32, own_words=True, half=True),
-    "q4s": Recipe(more=MORE, embed_bits=4, embed_block=32, own_words=True),
+    "q4s": Recipe(more=MORE, embed_bits=4, own_words=True),
 }
 
 
@@ -248,18 +249,21 @@ class Packed(Float32):
     """Writes matrices by a recipe; see `Float32` for the three methods."""
 
     def __init__(self, recipe: Recipe, rounded: dict[str, Rounded], residual: float = 1.0, words: Sequence[int] = ()):
-        self.recipe, self.rounded, self.residual, self.words = recipe, rounded, residual, words
+        self.recipe, self.rounded, self.residual = recipe, rounded, residual
+        self.words = np.asarray(words, np.int64)
         self.dtype = np.dtype(np.float16 if recipe.half else np.float32)
 
-    def _store(self, graph: Graph, name: str, weight: np.ndarray, bits: int, block: int) -> list[str]:
-        """Write a matrix; give the names of its codes, scales and zero points."""
-        found = self.rounded.get(name) or round_nearest(np.ascontiguousarray(weight), bits, block)
-        codes, scales, zeros = found
+    def _store(self, graph: Graph, name: str, parts: Sequence[Rounded], bits: int, block: int) -> list[str]:
+        """Write rounded matrices below each other; give the names of their codes, scales and zero points."""
+        codes, scales, zeros = (np.concatenate(items) if len(items) > 1 else items[0] for items in zip(*parts))
         return [
             graph.tensor(f"{name}.codes", pack(codes, bits, block)),
             self._scales(graph, name, scales),
             graph.tensor(f"{name}.zeros", pack_zeros(zeros, bits)),
         ]
+
+    def _round(self, name: str, weight: np.ndarray, bits: int, block: int) -> Rounded:
+        return self.rounded.get(name) or round_nearest(np.ascontiguousarray(weight), bits, block)
 
     def _scales(self, graph: Graph, name: str, scales: np.ndarray) -> str:
         """Scales are stored in float16; a float32 graph widens them when it is loaded."""
@@ -268,15 +272,25 @@ class Packed(Float32):
         stored = graph.tensor(f"{name}.scales", scales.astype(np.float16))
         return stored if self.recipe.half else graph.node("Cast", [stored], f"{name}.scales.wide", to=TensorProto.FLOAT)
 
-    def matmul(self, graph: Graph, x: str, name: str, matrix: Callable[[str], np.ndarray]) -> str:
-        """x @ weight.T by MatMulNBits."""
-        bits = self.recipe.bits_of(name)
-        if not bits:
-            return super().matmul(graph, x, name, matrix)
-        weight = matrix(name)
-        block = block_size(self.recipe.block, weight.shape[1])
-        inputs = [x, *self._store(graph, name, weight, bits, block)]
-        return self._product(graph, inputs, name, weight.shape, bits, block)
+    def matmul(self, graph: Graph, x: str, names: Sequence[str], matrix: Callable[[str], np.ndarray]) -> list[str]:
+        """x @ weight.T by MatMulNBits: one for neighbours of the same bits, since a small product mostly waits."""
+        found = []
+        for bits, members in groupby(names, self.recipe.bits_of):
+            together = list(members)
+            if not bits:
+                found += super().matmul(graph, x, together, matrix)
+                continue
+            weights = [matrix(name) for name in together]
+            width, rows = weights[0].shape[1], [len(weight) for weight in weights]
+            block = block_size(self.recipe.block, width)
+            name = "+".join(together)
+            parts = [self._round(*pair, bits, block) for pair in zip(together, weights, strict=True)]
+            inputs = [x, *self._store(graph, name, parts, bits, block)]
+            product = self._product(graph, inputs, name, (sum(rows), width), bits, block)
+            if len(together) > 1:
+                graph.node("Split", [product, graph.ints(f"rows_{rows}", rows)], name, together, axis=-1)
+            found += together
+        return found
 
     def _product(self, graph: Graph, inputs: list[str], name: str, shape: tuple, bits: int, block: int) -> str:
         rows, width = shape
@@ -289,38 +303,29 @@ class Packed(Float32):
             return super().embed(graph, ids, name, matrix)
         weight = matrix(name)
         vocab, hidden = weight.shape
-        parts = embedding_parts(self.recipe, self.words, vocab, hidden)
         self._tied = []
-        for part, rows, bits, block in parts:
-            stored = self._store(graph, part, weight if rows is None else weight[rows], bits, block)
-            self._tied.append((stored, vocab if rows is None else len(rows), bits, block))
-        if len(parts) == 1:
-            stored, _, bits, block = self._tied[0]
-            return self._look_up(graph, ids, name, stored, bits, block, hidden)
-        count = len(parts[0][1])
-        slots = np.empty(vocab, np.int32)  # where each word stands when the parts stand one after the other
-        slots[np.concatenate([rows for _, rows, *_ in parts])] = np.arange(vocab, dtype=np.int32)
-        self._slots = slots
-        constant = lambda what, value: graph.tensor(f"{OWN}.{what}", np.array([value], np.int32))
-        slot = graph.node("Gather", [graph.tensor(f"{name}.slots", slots), ids], f"{name}.slot", axis=0)
-        behind = graph.node("Sub", [slot, constant("first", count)], f"{OWN}.behind")
-        places = (
-            graph.node("Min", [slot, constant("before", count - 1)], f"{name}.ids"),
-            graph.node("Max", [behind, constant("zero", 0)], f"{OWN}.ids"),
-        )
-        both = [
-            self._look_up(graph, place, f"{part}.rows", stored, bits, block, hidden)
-            for place, (part, *_), (stored, _, bits, block) in zip(places, parts, self._tied, strict=True)
-        ]
-        other = graph.node("Less", [slot, constant("first", count)], f"{OWN}.not_meant")
+        for part, rows, bits, block in embedding_parts(self.recipe, self.words, hidden):
+            whole = self._round(part, weight if rows is None else weight[rows], bits, block)
+            stored = self._store(graph, part, [whole], bits, block)
+            self._tied.append((stored, len(whole[0]), bits, block))
+        if len(self._tied) == 1:
+            return self._look_up(graph, ids, name, self._tied[0], hidden)
+        places = np.full(vocab, -1, np.int32)  # of each word in the second part
+        places[self.words] = np.arange(len(self.words), dtype=np.int32)
+        zero = graph.tensor(f"{OWN}.zero", np.array([0], np.int32))
+        place = graph.node("Gather", [graph.tensor(f"{OWN}.places", places), ids], f"{OWN}.place", axis=0)
+        there = graph.node("Max", [place, zero], f"{OWN}.ids")
+        all_rows = self._look_up(graph, ids, f"{name}.rows", self._tied[0], hidden)
+        own_rows = self._look_up(graph, there, f"{OWN}.rows", self._tied[1], hidden)
+        other = graph.node("Less", [place, zero], f"{OWN}.not_meant")
         choice = graph.node("Unsqueeze", [other, graph.ints("last_axis", [-1])], f"{OWN}.choice")
-        return graph.node("Where", [choice, *both], name)
+        return graph.node("Where", [choice, all_rows, own_rows], name)
 
-    def _look_up(self, graph: Graph, ids: str, name: str, stored: list[str], bits: int, block: int, hidden: int) -> str:
+    def _look_up(self, graph: Graph, ids: str, name: str, tied: tuple, hidden: int) -> str:
         """Rows `ids` of a stored table, unpacked."""
         from onnx import TensorProto, helper
 
-        bytes_name, scales_name, zeros_name = stored
+        (bytes_name, scales_name, zeros_name), _, bits, block = tied
         last = graph.ints("last_axis", [-1])
 
         def unpack(table: str, what: str, count: int) -> str:
@@ -353,39 +358,30 @@ class Packed(Float32):
         product = graph.node("Mul", [centred, graph.node("Unsqueeze", [steps, last], f"{name}.step")], f"{name}.blocks")
         return graph.node("Reshape", [product, graph.ints("rows_shape", [0, 0, hidden])], name)
 
-    def head(self, graph: Graph, x: str, name: str, hidden: int, vocab: int) -> str:
-        """x @ embedding.T over the same bytes."""
+    def head(self, graph: Graph, x: str, name: str, hidden: int, vocab: int, out: str) -> None:
+        """`out` = x @ embedding.T over the same bytes."""
         if not self.recipe.embed_bits:
-            return super().head(graph, x, name, hidden, vocab)
-        names = ["lm_head"] if len(self._tied) == 1 else ["lm_head.others", "lm_head.own"]
+            return super().head(graph, x, name, hidden, vocab, out)
+        names = [out] if len(self._tied) == 1 else ["lm_head.all", "lm_head.own"]
         logits = [
             self._product(graph, [x, *stored], part, (rows, hidden), bits, block)
             for part, (stored, rows, bits, block) in zip(names, self._tied, strict=True)
         ]
-        if len(logits) == 1:
-            return logits[0]
-        both = graph.node("Concat", logits, "lm_head.parts", axis=-1)
-        moved = np.flatnonzero(self._slots != np.arange(vocab))  # few: all others stand where they belong
-        values = graph.node("Gather", [both, graph.ints("lm_head.slots", self._slots[moved])], "lm_head.moved", axis=-1)
-        shape = graph.node("Shape", [values], "lm_head.shape")
-        places = graph.node("Expand", [graph.ints("lm_head.places", moved[None, None]), shape], "lm_head.into")
-        return graph.node("ScatterElements", [both, places, values], "lm_head", axis=-1)
+        if len(logits) > 1:
+            words = graph.ints("lm_head.words", self.words[None, None])
+            shape = graph.node("Shape", [logits[1]], "lm_head.shape")
+            places = graph.node("Expand", [words, shape], "lm_head.places")
+            graph.node("ScatterElements", [logits[0], places, logits[1]], "lm_head", [out], axis=-1)
 
 
-def embedding_parts(
-    recipe: Recipe, words: Sequence[int], vocab: int, hidden: int
-) -> list[tuple[str, np.ndarray | None, int, int]]:
-    """(name, rows or None for all, bits, block) of the parts in which the embedding `[vocab, hidden]` is stored.
+def embedding_parts(recipe: Recipe, words: Sequence[int], hidden: int) -> list[tuple[str, np.ndarray | None, int, int]]:
+    """(name, rows or None for all, bits, block) of the parts in which the embedding is stored.
 
-    The words have the second part. Their places in the first are taken by its last rows, so that of the parts, one
-    after the other, only some rows do not stand where they belong.
+    The words have a second part, with more bits. The first keeps all rows: theirs are one in forty, and so each stands
+    at its id.
     """
-    bits, block = recipe.embed_bits, block_size(recipe.embed_block, hidden)
-    if not len(words):
-        return [(EMBEDDING, None, bits, block)]
-    words, others = np.asarray(words), np.arange(vocab - len(words))
-    others[words[words < len(others)]] = np.setdiff1d(np.arange(len(others), vocab), words)
-    return [(EMBEDDING, others, bits, block), (OWN, words, 8, block_size(OWN_BLOCK, hidden))]
+    parts = [(EMBEDDING, None, recipe.embed_bits, block_size(recipe.embed_block, hidden))]
+    return [*parts, (OWN, words, 8, block_size(OWN_BLOCK, hidden))] if len(words) else parts
 
 
 # ---------------------------------------------------------------- what the data says
@@ -434,14 +430,11 @@ def calibrate(
         factor = upper_factor(damped_inverse(states.T @ states, recipe.embed_damping))
     if recipe.embed_bits:
         table, stored = weights.matrix(EMBEDDING), np.empty_like(embedded)
-        for part, members, bits, block in embedding_parts(recipe, words, *table.shape):
-            members = np.arange(len(table)) if members is None else members
-            place = np.full(len(table), -1)
-            place[members] = np.arange(len(members))
-            here = place[rows.ids] >= 0
+        for part, members, bits, block in embedding_parts(recipe, words, table.shape[1]):
+            here = slice(None) if members is None else np.isin(rows.ids, members)
             if bits == 4:
-                found[part] = round_gptq(table[members], factor, bits, block)
-                stored[here] = restore(tuple(item[place[rows.ids[here]]] for item in found[part]))
+                found[part] = round_gptq(table, factor, bits, block)
+                stored[here] = restore(tuple(item[rows.ids] for item in found[part]))
             else:
                 stored[here] = restore(round_nearest(embedded[here], bits, block))
 

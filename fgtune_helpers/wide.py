@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 #: Session settings without which onnxruntime would turn the nodes back into MatMulNBits.
 SESSION = {"session.disable_quant_qdq": "1"}
 MS = "com.microsoft"
@@ -16,10 +18,7 @@ LARGEST = 2**25  # weights of one product: while a matrix is unpacked it is in m
 
 
 def widen(graph: str | Path, out: str | Path) -> bool:
-    """Write to `out` (same folder: it shares the data file) what `graph` computes; False where there is nothing to do.
-
-    Nothing to do is a graph without MatMulNBits, or one whose zero points do not fill their bytes.
-    """
+    """Write to `out` (same folder: it shares the data file) what `graph` computes; False where no MatMulNBits is."""
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
@@ -28,9 +27,7 @@ def widen(graph: str | Path, out: str | Path) -> bool:
     nodes, tensors = [], []
     for node in model.graph.node:
         if node.op_type == "MatMulNBits":
-            packed = _Packed(node, stored, casts)
-            if not packed.whole:
-                return False
+            packed = _Packed(node, stored, casts, Path(graph).parent)
             nodes += packed.products()
             tensors += packed.tensors
         else:
@@ -51,14 +48,14 @@ def widen(graph: str | Path, out: str | Path) -> bool:
 class _Packed:
     """A MatMulNBits node: its matrix `[rows, width]`, where it is stored, and what replaces it."""
 
-    def __init__(self, node, stored: dict, casts: dict):
+    def __init__(self, node, stored: dict, casts: dict, folder: Path):
         from onnx import TensorProto, helper
 
         about = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         self.rows, self.width, self.block = about["N"], about["K"], about["block_size"]
         self.blocks = self.width // self.block
         self.kind = {4: TensorProto.UINT4, 8: TensorProto.UINT8}[about["bits"]]
-        self.whole = about["bits"] == 8 or self.blocks % 2 == 0
+        self.folder = folder
         self.x, codes, scales, zeros = node.input
         self.output = node.output[0]
         self.codes, self.zeros = stored[codes], stored[zeros]
@@ -87,7 +84,7 @@ class _Packed:
         self.tensors += [
             self._part(self.codes, codes, self.kind, start, (count, self.width)),
             self._part(self.scales, half, self.scales.data_type, start, (count, self.blocks)),
-            self._part(self.zeros, zeros, self.kind, start, (count, self.blocks)),
+            self._zeros(zeros, start, count),
         ]
         unpack = {"axis": 1, "block_size": self.block}
         return [
@@ -95,6 +92,23 @@ class _Packed:
             helper.make_node("DequantizeLinear", [codes, scales, zeros], [weight], name=weight, **unpack),
             helper.make_node("FusedMatMul", [self.x, weight], [output], f"{output}/product", domain=MS, transB=1),
         ]
+
+    def _zeros(self, name: str, start: int, count: int):
+        """Zero points of the rows; MatMulNBits begins each row with a byte of its own, DequantizeLinear does not."""
+        from onnx import TensorProto, external_data_helper
+
+        if self.kind == TensorProto.UINT8 or self.blocks % 2 == 0:
+            return self._part(self.zeros, name, self.kind, start, (count, self.blocks))
+        tensor = TensorProto()
+        tensor.CopyFrom(self.zeros)
+        if tensor.data_location == TensorProto.EXTERNAL:
+            external_data_helper.load_external_data_for_tensor(tensor, str(self.folder))
+        stored = np.frombuffer(tensor.raw_data, np.uint8).reshape(self.rows, -1)[start : start + count]
+        zeros = np.stack([stored & 15, stored >> 4], -1).reshape(count, -1)[:, : self.blocks]
+        pairs = np.pad(zeros.ravel(), (0, zeros.size % 2))
+        made = TensorProto(name=name, data_type=self.kind, dims=zeros.shape)
+        made.raw_data = (pairs[0::2] | pairs[1::2] << 4).tobytes()
+        return made
 
     def _part(self, tensor, name: str, kind: int, start: int, shape: tuple[int, int]):
         """Rows from `start` of a stored matrix, the same bytes, read as `shape` of `kind`."""

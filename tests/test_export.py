@@ -118,11 +118,15 @@ def test_logits_are_those_of_mlx_with_and_without_a_past(fused, exported, cuts):
     assert (ours.argmax(-1) == reference.argmax(-1)).all()
 
 
-def test_logits_are_those_of_transformers(fused, exported):
+@pytest.mark.parametrize("heads", [{}, {"num_attention_heads": 4, "num_key_value_heads": 2}])
+def test_logits_are_those_of_transformers(fused, exported, tmp_path, heads):
     import torch
     from transformers import Gemma3ForCausalLM
 
     ids = random_ids(60)
+    if heads:
+        fused = make_model(tmp_path / "fused", **heads)
+        exported = (tmp_path / "onnx", export_onnx(fused, tmp_path / "onnx", max_positions=128))
     model = Gemma3ForCausalLM.from_pretrained(fused, dtype=torch.float32).eval()
     model.model.embed_tokens.embed_scale.fill_(float(embedding_scale(96)))  # transformers rounds it only in bfloat16
     with torch.no_grad():

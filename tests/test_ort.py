@@ -7,6 +7,7 @@ from test_export import make_model
 from fgtune_helpers.export import export_onnx
 from fgtune_helpers.generate import common_prefix
 from fgtune_helpers.ort import OrtError, OrtGenerator, OrtModel
+from fgtune_helpers.quantize import Recipe, quantize
 
 PREFIX = "<bos><start_of_turn>developer\nYou can call functions: weather, timer, lights.<end_of_turn>\n"
 PROMPTS = [
@@ -105,6 +106,29 @@ def test_logits_with_a_past_are_those_without(folder):
         whole, stepwise = generator.logits(ids, start), generator.logits(ids, start, cached=True)
         assert whole.shape == stepwise.shape == (len(ids) - start, 2048)
         np.testing.assert_allclose(stepwise, whole, atol=2e-3)
+
+
+@pytest.mark.parametrize("variant", ["fp32", "q4"])
+def test_steps_into_one_past_leave_earlier_logits_alone(folder, tmp_path, variant):
+    """The binding is kept from step to step; steps of one token and of more, each as without room for them."""
+    if variant == "q4":
+        quantize(folder, variant, tmp_path, recipe=Recipe(method="rtn", embed_bits=4, own_words=True), words=[105, 107])
+        folder = tmp_path
+    model, rng = OrtGenerator(folder, variant).model, np.random.default_rng(3)
+    steps = [rng.integers(110, 2048, (1, count)) for count in (1, 1, 3, 2, 1)]
+    start = np.array([[2, 105, 364, 107]])
+    _, plain = model.run(start, model.empty())
+    (roomy, lengths), found, expected = model.stack([plain], room=8), [], []
+    for ids in steps:
+        logits, state = model.run(ids, roomy, lengths, keep=0)
+        assert state is roomy
+        found.append(logits)
+        lengths = [lengths[0] + ids.shape[1]]
+    for ids in steps:
+        logits, plain = model.run(ids, plain, keep=0)
+        expected.append(logits)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
 def test_a_baked_prefix_continues_as_the_whole_prompt(folder):

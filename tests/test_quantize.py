@@ -25,7 +25,6 @@ from fgtune_helpers.quantize import (
     block_size,
     calibrate,
     compare,
-    embedding_parts,
     last_states,
     log_softmax,
     measure_peaks,
@@ -61,13 +60,11 @@ def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, words, half):
     graph = Graph(tmp_path / "m.onnx")
     info, kind = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype(style.dtype)
     graph.inputs += [info("ids", 7, ["b", "s"]), info("x", kind, ["b", "s", 96])]
-    for result, name in (
-        (style.embed(graph, "ids", EMBEDDING, lambda _: weight), "rows"),
-        (style.head(graph, "x", EMBEDDING, 96, 50), "logits"),
-        (style.matmul(graph, "x", "layer.q_proj", lambda _: weight), "product"),
-    ):
-        graph.node("Identity", [result], name)
-        graph.outputs.append(info(name, kind, None))
+    graph.node("Identity", [style.embed(graph, "ids", EMBEDDING, lambda _: weight)], "rows")
+    style.head(graph, "x", EMBEDDING, 96, 50, "logits")
+    (product,) = style.matmul(graph, "x", ["layer.q_proj"], lambda _: weight)
+    graph.node("Identity", [product], "product")
+    graph.outputs += [info(name, kind, None) for name in ("rows", "logits", "product")]
     graph.save({})
     codes, scales, zeros = round_nearest(weight, bits, 32)
     expected = restore((codes, scales, zeros))
@@ -85,6 +82,31 @@ def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, words, half):
     np.testing.assert_allclose(logits[0], x[0].astype(np.float32) @ table.T, atol=6e-2 if half else 1e-4)
     others = np.setdiff1d(np.arange(50), words)
     np.testing.assert_array_equal(product[..., others], logits[..., others])
+
+
+def test_neighbours_of_the_same_bits_are_one_product(tmp_path):
+    """Their outputs are to the bit those of products of their own, whichever of them was rounded beforehand."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(0.3, 1, (rows, 96)).astype(np.float32) for name, rows in
+               (("q_proj", 64), ("k_proj", 32), ("v_proj", 16), ("gate_proj", 32))}  # fmt: skip
+    rounded = {"k_proj": round_nearest(weights["k_proj"] / 2, 8, 32)}
+    recipe = Recipe(more={"k_proj": 8, "v_proj": 8}, method="rtn")
+    info, x = onnx.helper.make_tensor_value_info, rng.normal(0, 1, (1, 3, 96)).astype(np.float32)
+    found, nodes = {}, {}
+    for how, groups in (("together", [list(weights)]), ("alone", [[name] for name in weights])):
+        style, graph = Packed(recipe, rounded), Graph(tmp_path / f"{how}.onnx")
+        graph.inputs.append(info("x", 1, ["b", "s", 96]))
+        names = [name for group in groups for name in style.matmul(graph, "x", group, weights.__getitem__)]
+        assert names == list(weights)
+        graph.outputs += [info(name, 1, None) for name in names]
+        graph.save({})
+        nodes[how] = [(node.op_type, len(node.output)) for node in graph.nodes if node.op_type != "Cast"]
+        found[how] = onnxruntime.InferenceSession(str(tmp_path / f"{how}.onnx")).run(None, {"x": x})
+    assert nodes["alone"] == [("MatMulNBits", 1)] * 4
+    product = ("MatMulNBits", 1)
+    assert nodes["together"] == [product, product, ("Split", 2), product]  # 4 bits, twice 8, 4 bits
+    for ours, alone in zip(found["together"], found["alone"], strict=True):
+        np.testing.assert_array_equal(ours, alone)
 
 
 def test_packing_puts_the_first_code_low():
@@ -144,8 +166,7 @@ def test_the_layers_are_rounded_behind_the_embedding_as_it_is_stored(folder, mon
     found = calibrate(source, read_config(source), weights, RECIPES["q4"], ROWS, words)
     table = np.array(weights.matrix(EMBEDDING))
     expected = np.empty_like(table)
-    (_, others, *_), _ = embedding_parts(RECIPES["q4"], words, *table.shape)
-    expected[others] = restore(found[EMBEDDING])
+    expected[:] = restore(found[EMBEDDING])
     expected[words] = restore(round_nearest(table[words], 8, 32))
     ((exact, stored),) = seen
     np.testing.assert_array_equal(exact, table[rows.ids])
@@ -202,13 +223,15 @@ def test_variants_share_one_folder_and_store_the_embedding_once(folder):
         parts = [tensor for tensor in graph.initializer if tensor.name.startswith(EMBEDDING)]
         rows = [tensor.dims[0] for tensor in parts if tensor.name.endswith((".codes", ".weight"))]
         words = len({token for row in ROWS for token in row}) if RECIPES[variant].own_words else 0
-        assert rows == ([2048 - words, words] if words else [2048]), variant
+        assert rows == ([2048, words] if words else [2048]), variant
         tables = [tensor.name for tensor in graph.initializer if tensor.dims and tensor.dims[0] == 2048]
-        assert len(tables) == (1 if words or variant == "fp16" else 3)  # the slots, the floats, or what is packed
+        # the floats, or what is packed, with the places of the words
+        assert len(tables) == (1 if variant == "fp16" else 3 + bool(words))
         assert "GatherBlockQuantized" not in report.ops
         expected = 1 if variant == "fp16" else 0
         assert report.ops.get("Gemm", 0) == expected
-        assert report.ops.get("MatMulNBits", 0) == (0 if variant == "fp16" else 7 * 7 + 1 + bool(words))
+        layers = {"fp16": 0, "q4s": 7 * 5 - 1}.get(variant, 7 * 4)  # k and v have more bits than q but in layer 3
+        assert report.ops.get("MatMulNBits", 0) == layers + (variant != "fp16") * (1 + bool(words))
 
 
 def test_out_dir_gets_all_but_the_fp32_model(folder, tmp_path):
