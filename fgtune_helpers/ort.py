@@ -108,53 +108,67 @@ class OrtModel:
         for name, value in feed.items():
             if name in self.inputs:
                 binding.bind_ortvalue_input(name, self._value(value))
+        if in_place:  # asking for all outputs, the past too, would cost more than a small node
+            logits = self._room((batch, min(keep or count, count), self.vocab), np.float32)
+            binding.bind_ortvalue_output("logits", logits)
         self.session.run_with_iobinding(binding)
-        logits, *rest = binding.get_outputs()
-        logits = logits.numpy()
-        # what comes back of a past that was bound does not keep its memory alive
-        present = past if in_place else rest[len(self.taps) :]
-        self.tapped = {name: value.numpy() for name, value in zip(self.taps, rest)}
+        found = [logits] if in_place and not self.taps else binding.get_outputs()
+        logits = found[0].numpy()
+        self.tapped = {name: value.numpy() for name, value in zip(self.taps, found[1:])}
         if not self.keeps and keep:
             logits = logits[:, -keep:]
-        return logits.astype(np.float32, copy=False), present
+        # what comes back of a past that was bound does not keep its memory alive
+        return logits, past if in_place else found[1 + len(self.taps) :]
 
     def _bind(self, past: list, in_place: bool):
-        """What the session reads and writes, but for this step's tokens; kept while it writes into the same past."""
-        kept = in_place and self._bound and self._bound[0] is past
-        binding = self._bound[1] if kept else self.session.io_binding()
+        """What the session reads and writes, but for this step's; kept while it writes into the same past."""
+        if in_place and self._bound and self._bound[0] is past:
+            return self._bound[1]
+        binding = self.session.io_binding()
         for name in ("logits", *self.taps):
-            binding.bind_output(name)  # anew at every step: else the last step's logits would be written over
-        if kept:
-            return binding
+            binding.bind_output(name)
         for name, present, value in zip(self.past_names, self.present_names, past, strict=True):
             binding.bind_ortvalue_input(name, value)
             if in_place:
                 binding.bind_ortvalue_output(present, value)
             else:
                 binding.bind_output(present)
-        self._bound = (past, binding) if in_place else None
+        self._bound = (past, binding) if in_place and not self.taps else None
         return binding
 
-    def stack(self, pasts: list[list], room: int = 0) -> tuple[list, list[int]]:
-        """Put single pasts of different lengths into one batch, padded on the right; also their lengths.
+    def stack(self, past: list, batch: int, room: int) -> list:
+        """A past of one row as `batch` rows, each with room for so many tokens more, into which `run` writes.
 
-        `room` is for that many tokens more, so that `run` need not copy the past at every step; a graph without
-        GroupQueryAttention takes the whole past for its tokens and gets none.
+        Only for graphs with GroupQueryAttention (`ragged`): others take the whole past for its tokens.
         """
-        lengths = [past[0].shape()[2] for past in pasts]
-        capacity = max(lengths) + (room if self.ragged else 0)
         stacked = []
-        for parts in zip(*pasts, strict=True):
-            arrays = [part.numpy() for part in parts]
-            whole = np.zeros((len(arrays), arrays[0].shape[1], capacity, arrays[0].shape[3]), self.past_dtype)
-            for row, array in enumerate(arrays):
-                whole[row, :, : array.shape[2]] = array[0]
-            stacked.append(self._value(whole))
-        return stacked, lengths
+        for part in past:
+            _, kv_heads, held, head_dim = part.shape()
+            value = self._room((batch, kv_heads, held + room, head_dim), self.past_dtype)
+            value.numpy()[:, :, :held] = part.numpy()
+            stacked.append(value)
+        return stacked
 
-    def rows(self, past: list, which: Sequence[int]) -> list:
-        """Keep the rows `which` of a batched past."""
-        return [self._value(np.ascontiguousarray(value.numpy()[list(which)])) for value in past]
+    def part(self, past: list, rows: slice) -> list:
+        """Some rows of a past that `stack` made, in the same memory: valid while that past is."""
+        return [self._value(value.numpy()[rows]) for value in past]
+
+    def keep(self, past: list, alive: Sequence[int], lengths: Sequence[int]) -> tuple[list, list[int]]:
+        """The rows `alive` of a past that `stack` made, moved to its front, and their order there."""
+        order = list(range(len(alive)))
+        gone = sorted(set(order).difference(alive))
+        for hole, row in zip(gone, (row for row in alive if row >= len(alive)), strict=True):
+            order[hole] = row
+            for value in past:
+                array = value.numpy()
+                array[hole, :, : lengths[row]] = array[row, :, : lengths[row]]
+        return self.part(past, slice(len(alive))), order
+
+    @staticmethod
+    def _room(shape: tuple[int, ...], kind):
+        import onnxruntime
+
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind)
 
     @staticmethod
     def _value(array: np.ndarray):
@@ -297,28 +311,30 @@ class OrtGenerator:
         ended = [False] * len(rows)
         if self.max_tokens < 1:
             return done, ended
-        pasts, tokens, active = [], [], []
+        if self.model.ragged:
+            held = past[0].shape()[2]
+            whole = state = self.model.stack(past, len(rows), max(map(len, rows)) - held + self.max_tokens)
+        tokens = []
         for i, row in enumerate(rows):
-            logits, mine = self._suffix(row, past)
+            if self.model.ragged:
+                mine = self.model.part(whole, slice(i, i + 1))
+                logits, _ = self.model.run(np.array([row[held:]]), mine, [held])
+            else:
+                logits, state = self._suffix(row, past)  # a batch of one
             if constraints:
                 constraints[i].start()
-            token = likeliest(i, logits)
-            ended[i] = token in self.stop_ids
+            tokens.append(likeliest(i, logits.reshape(-1)))
+            ended[i] = tokens[i] in self.stop_ids
             if not ended[i]:
-                done[i].append(token)
-                pasts.append(mine)
-                tokens.append(token)
-                active.append(i)
-        if not active:
-            return done, ended
-        state, lengths = self.model.stack(pasts, room=self.max_tokens)
+                done[i].append(tokens[i])
+        active, lengths = list(range(len(rows))), list(map(len, rows))
         while True:
             alive = [k for k, i in enumerate(active) if not ended[i] and len(done[i]) < self.max_tokens]
             if not alive:
                 return done, ended
             if len(alive) < len(active):
-                state = self.model.rows(state, alive)
-                active, tokens, lengths = ([items[k] for k in alive] for items in (active, tokens, lengths))
+                state, order = self.model.keep(state, alive, lengths)
+                active, tokens, lengths = ([items[k] for k in order] for items in (active, tokens, lengths))
             logits, state = self.model.run(np.array(tokens)[:, None], state, lengths)
             lengths = [length + 1 for length in lengths]
             tokens = [likeliest(i, row) for i, row in zip(active, logits[:, -1])]

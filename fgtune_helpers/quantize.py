@@ -330,18 +330,12 @@ class Packed(Float32):
 
         def unpack(table: str, what: str, count: int) -> str:
             row = graph.node("Gather", [table, ids], f"{name}.{what}.bytes", axis=0)
-            value = graph.node("Cast", [row], f"{name}.{what}.cast", to=TensorProto.FLOAT)
             if bits == 8:
-                return value
-            sixteen = graph.tensor("sixteen", np.array(16, np.float32))
-            high = graph.node(
-                "Floor", [graph.node("Div", [value, sixteen], f"{name}.{what}.div")], f"{name}.{what}.high"
-            )
-            low = graph.node(
-                "Sub", [value, graph.node("Mul", [high, sixteen], f"{name}.{what}.up")], f"{name}.{what}.low"
-            )
-            pair = [graph.node("Unsqueeze", [half, last], f"{half}.pair") for half in (low, high)]
-            both = graph.node("Concat", pair, f"{name}.{what}.both", axis=-1)
+                return graph.node("Cast", [row], f"{name}.{what}.cast", to=TensorProto.FLOAT)
+            index = graph.node("Cast", [row], f"{name}.{what}.index", to=TensorProto.INT32)
+            every = np.arange(256)
+            halves = graph.tensor("halves", np.stack([every % 16, every // 16], -1).astype(np.float32))
+            both = graph.node("Gather", [halves, index], f"{name}.{what}.both", axis=0)
             shape = [0, 0, hidden // block, block] if what == "codes" else [0, 0, -1]
             flat = graph.node("Reshape", [both, graph.ints(f"{name}.{what}.shape", shape)], f"{name}.{what}.flat")
             if what == "zeros" and count % 2:

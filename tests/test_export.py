@@ -158,8 +158,10 @@ def test_rows_of_different_length_decode_as_they_do_alone(exported, room):
     model = OrtModel(exported[0] / "onnx" / "model.onnx")
     rows = [random_ids(n, seed=n) for n in (9, 40, 23)]
     pasts = [model.run(np.array([row]), model.empty())[1] for row in rows]
-    state, lengths = model.stack(pasts, room)
-    assert lengths == [9, 40, 23]
+    lengths = list(map(len, rows))
+    state = model.stack(model.empty(), 3, max(lengths) + room)
+    for k, row in enumerate(rows):
+        model.run(np.array([row]), model.part(state, slice(k, k + 1)), [0])
     for step in range(4):
         tokens = [300 + step, 400 + step, 500 + step]
         before = state

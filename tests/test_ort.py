@@ -38,7 +38,16 @@ def by_hand(folder, prompt: str, count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_batches_and_the_shared_prefix_change_nothing(folder, batch_size):
+def test_batches_and_the_shared_prefix_change_nothing(folder, batch_size, monkeypatch):
+    """Nor does what the memory holds in which the past has room."""
+    make_room = OrtModel._room
+
+    def poisoned(shape, kind):
+        value = make_room(shape, kind)
+        value.numpy()[:] = np.nan
+        return value
+
+    monkeypatch.setattr(OrtModel, "_room", staticmethod(poisoned))
     expected = [by_hand(folder, prompt, 10) for prompt in PROMPTS]
     assert len({tuple(ids) for ids in expected}) == len(PROMPTS)  # the answers differ, so a mix-up would show
     generator = OrtGenerator(folder, max_tokens=10, batch_size=batch_size)
@@ -118,7 +127,7 @@ def test_steps_into_one_past_leave_earlier_logits_alone(folder, tmp_path, varian
     steps = [rng.integers(110, 2048, (1, count)) for count in (1, 1, 3, 2, 1)]
     start = np.array([[2, 105, 364, 107]])
     _, plain = model.run(start, model.empty())
-    (roomy, lengths), found, expected = model.stack([plain], room=8), [], []
+    roomy, lengths, found, expected = model.stack(plain, 1, room=8), [4], [], []
     for ids in steps:
         logits, state = model.run(ids, roomy, lengths, keep=0)
         assert state is roomy
@@ -129,6 +138,22 @@ def test_steps_into_one_past_leave_earlier_logits_alone(folder, tmp_path, varian
         expected.append(logits)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize("alive", [[0, 1, 2, 3], [0, 2], [3], [1, 2, 3], [0, 3]])
+def test_rows_that_go_on_are_moved_to_the_front(folder, alive):
+    """Each finds its own past there, and the memory is the same."""
+    model, lengths = OrtGenerator(folder).model, [3, 6, 5, 4]
+    whole = model.stack(model.empty(), 4, 10)
+    for k, length in enumerate(lengths):
+        model.run(np.arange(k, k + length)[None] + 200, model.part(whole, slice(k, k + 1)), [0])
+    before = [value.numpy().copy() for value in whole]
+    kept, order = model.keep(whole, alive, lengths)
+    assert sorted(order) == alive
+    for old, new, memory in zip(before, kept, whole, strict=True):
+        assert np.shares_memory(new.numpy(), memory.numpy())
+        for array, row in zip(new.numpy(), order, strict=True):
+            np.testing.assert_array_equal(array[:, : lengths[row]], old[row, :, : lengths[row]])
 
 
 def test_a_baked_prefix_continues_as_the_whole_prompt(folder):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import nbformat
 import pytest
@@ -116,3 +117,13 @@ def test_done_is_kept_and_a_changed_parameter_runs_again(fake_project, tmp_path)
     assert pipeline.run_series(pipeline.Plan(["00_setup"], values), out) == 0 and "done before" not in out.getvalue()
     assert pipeline.run_series(pipeline.Plan(["00_setup"], values), out) == 0 and "done before" in out.getvalue()
     assert json.loads((tmp_path / "runs/x/00_setup/stage.json").read_text())["outputs"]["a"]["bytes"] == 1
+
+
+def test_kernels_get_huge_pages_unless_something_else_is_asked_for(fake_project, monkeypatch, tmp_path):
+    name, value = pipeline.HUGE_PAGES
+    show = [f'run.finish({{"headline": __import__("os").environ["{name}"]}})']
+    monkeypatch.setenv(name, "glibc.malloc.arena_max=4")
+    assert "arena_max=4\n" in fake_project(show)[1]
+    monkeypatch.delenv(name)
+    shutil.rmtree(tmp_path / "runs")
+    assert f"{value}\n" in fake_project(show)[1]
