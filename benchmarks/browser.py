@@ -97,7 +97,7 @@ def main() -> int:
                         print(f"  {query}\n    page: {mine}\n    {other.name}: {theirs}")
                 print(f"{variant}: {row}")
                 rows.append(row)
-                bad += row[python.name]["same"] < here.n or here.hits < row[node.name]["hits"]
+                bad += bool(here.lost_against(python)) or here.hits < row[node.name]["hits"]
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 1 if bad else 0
