@@ -198,7 +198,7 @@ class Bench:
         self.row("fp16", "fp32 clipped at 32,752", **self.distance(clipped, "fp32"))
 
     def speed(self) -> None:
-        """Prefill of one held-out prompt and decoding after it, round by round over all variants and the reference."""
+        """Prefill of one held-out prompt and decoding after it, round by round each variant and the reference."""
         from fgtune_helpers.export import export_onnx
         from fgtune_helpers.ort import OrtModel
 
@@ -206,24 +206,18 @@ class Bench:
             export_onnx(self.model, self.work / "optimum", exporter="optimum")
         from fgtune_helpers.export import model_file
 
-        files = {"optimum fp32": self.work / "optimum" / "onnx" / "model.onnx"}
+        reference = OrtModel(self.work / "optimum" / "onnx" / "model.onnx")
         for variant in VARIANTS:
-            files[variant] = self.ensure(variant) / "onnx" / model_file(variant)
-        models = {name: OrtModel(path) for name, path in files.items()}
-        found = {name: {"prefill": [], "decode": []} for name in models}
-        for turn in range(self.rounds + 1):  # the first round warms up
-            for name, model in models.items():
-                prefill, decode = tokens_per_second(model, self.held_out[0])
-                if turn:
-                    found[name]["prefill"].append(prefill)
-                    found[name]["decode"].append(decode)
-        base = found["optimum fp32"]
-        for name, rates in found.items():
-            ratios = {
-                f"{kind}_ratio": statistics.median(a / b for a, b in zip(rates[kind], base[kind])) for kind in rates
-            }
-            rates = {f"{kind}_per_s": statistics.median(values) for kind, values in rates.items()}
-            self.row("speed", name, **rates, **ratios)
+            path = self.ensure(variant) / "onnx" / model_file(variant)
+            models = [reference, OrtModel(path)]  # no more at a time
+            turns = [[tokens_per_second(model, self.held_out[0]) for model in models] for _ in range(self.rounds + 1)]
+            base, rates = (list(zip(*found)) for found in zip(*turns[1:]))  # the first round warms up
+            row = {}
+            for kind, theirs, ours in zip(("prefill", "decode"), base, rates):
+                row[f"{kind}_per_s"] = statistics.median(ours)
+                row[f"{kind}_per_s_optimum_fp32"] = statistics.median(theirs)
+                row[f"{kind}_ratio"] = statistics.median(a / b for a, b in zip(ours, theirs))
+            self.row("speed", variant, **row)
 
     def settings(self) -> None:
         """Accuracy level (of MatMulNBits) and threads: speed and distance of q4 and int8."""
