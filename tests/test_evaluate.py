@@ -5,6 +5,7 @@ import pytest
 from fgtune_helpers.calls import Call, format_call
 from fgtune_helpers.data import Case
 from fgtune_helpers.evaluate import Comparison, Scorecard, judge, score, wilson
+from fgtune_helpers.plots import plot_sizes
 
 TOOLS = (
     {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}},
@@ -134,3 +135,17 @@ def test_hostile_text_is_shown_as_text():
     card = score(lambda p: ["<img src=x onerror=alert(1)>"], [case(F)], "<b>m")
     html = card._repr_html_() + Comparison([card])._repr_html_()
     assert "<img" not in html and "<b>m" not in html.replace("<b>&lt;b&gt;m", "")
+
+
+@pytest.mark.parametrize("exact", [(45, 45, 45, 45), (46, 45, 45, 45), (44, 46, 45, 20)])
+def test_names_of_variants_stay_inside_the_picture_of_sizes(exact):
+    """Whether the variants are equally right or not: below the title, above the axis."""
+    sizes = zip(("q4", "int8", "fp16", "fp32"), (198, 286, 536, 1073), exact, (70, 61, 32, 33))
+    rows = [{"variant": v, "mb": mb, "exact": hits / 48, "tokens_per_s": speed} for v, mb, hits, speed in sizes]
+    figure = plot_sizes(rows)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    frame = axes.get_window_extent()
+    for label in axes.texts:
+        box = label.get_window_extent()
+        assert frame.y0 < box.y0 and box.y1 < frame.y1, label.get_text()
