@@ -199,14 +199,13 @@ class Bench:
 
     def speed(self) -> None:
         """Prefill of one held-out prompt and decoding after it, round by round each variant and the reference."""
-        from fgtune_helpers.export import export_onnx
+        from fgtune_helpers.export import export_onnx, model_file
         from fgtune_helpers.ort import OrtModel
 
-        if not (self.work / "optimum" / "onnx" / "model.onnx").exists():
+        path = self.work / "optimum" / "onnx" / "model.onnx"
+        if not path.exists():
             export_onnx(self.model, self.work / "optimum", exporter="optimum")
-        from fgtune_helpers.export import model_file
-
-        reference = OrtModel(self.work / "optimum" / "onnx" / "model.onnx")
+        reference = OrtModel(path)
         for variant in VARIANTS:
             path = self.ensure(variant) / "onnx" / model_file(variant)
             models = [reference, OrtModel(path)]  # no more at a time

@@ -153,7 +153,7 @@ class OrtModel:
         """Some rows of a past that `stack` made, in the same memory: valid while that past is."""
         return [self._value(value.numpy()[rows]) for value in past]
 
-    def keep(self, past: list, alive: Sequence[int], lengths: Sequence[int]) -> tuple[list, list[int]]:
+    def compact(self, past: list, alive: Sequence[int], lengths: Sequence[int]) -> tuple[list, list[int]]:
         """The rows `alive` of a past that `stack` made, moved to its front, and their order there."""
         order = list(range(len(alive)))
         gone = sorted(set(order).difference(alive))
@@ -333,7 +333,7 @@ class OrtGenerator:
             if not alive:
                 return done, ended
             if len(alive) < len(active):
-                state, order = self.model.keep(state, alive, lengths)
+                state, order = self.model.compact(state, alive, lengths)
                 active, tokens, lengths = ([items[k] for k in order] for items in (active, tokens, lengths))
             logits, state = self.model.run(np.array(tokens)[:, None], state, lengths)
             lengths = [length + 1 for length in lengths]

@@ -77,7 +77,7 @@ class Recipe:
 MORE = {"k_proj": 8, "v_proj": 8, "layers.3.": 8}
 #: Measured by benchmarks/onnx.py. Most of the weights are the embedding's: 4 bits there and 8 elsewhere are smaller and
 #: nearer to fp32 than the other way round, if both are rounded against the rows. 8 bits for the few thousand words of
-#: the user's data cost 3 MB and leave a quarter of the distance in answers.
+#: the user's data cost 6 MB and leave a quarter of the distance in answers.
 RECIPES = {
     "fp16": Recipe(bits=0, embed_bits=0, half=True),
     "int8": Recipe(bits=8, embed_block=64),

@@ -7,6 +7,7 @@ them once, when it loads. That costs memory (four bytes a weight) and saves most
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -95,20 +96,22 @@ class _Packed:
 
     def _zeros(self, name: str, start: int, count: int):
         """Zero points of the rows; MatMulNBits begins each row with a byte of its own, DequantizeLinear does not."""
-        from onnx import TensorProto, external_data_helper
+        from onnx import TensorProto
 
         if self.kind == TensorProto.UINT8 or self.blocks % 2 == 0:
             return self._part(self.zeros, name, self.kind, start, (count, self.blocks))
-        tensor = TensorProto()
-        tensor.CopyFrom(self.zeros)
-        if tensor.data_location == TensorProto.EXTERNAL:
-            external_data_helper.load_external_data_for_tensor(tensor, str(self.folder))
-        stored = np.frombuffer(tensor.raw_data, np.uint8).reshape(self.rows, -1)[start : start + count]
+        stored = self._zero_bytes[start : start + count]
         zeros = np.stack([stored & 15, stored >> 4], -1).reshape(count, -1)[:, : self.blocks]
         pairs = np.pad(zeros.ravel(), (0, zeros.size % 2))
         made = TensorProto(name=name, data_type=self.kind, dims=zeros.shape)
         made.raw_data = (pairs[0::2] | pairs[1::2] << 4).tobytes()
         return made
+
+    @functools.cached_property
+    def _zero_bytes(self) -> np.ndarray:
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(self.zeros, str(self.folder)).reshape(self.rows, -1)
 
     def _part(self, tensor, name: str, kind: int, start: int, shape: tuple[int, int]):
         """Rows from `start` of a stored matrix, the same bytes, read as `shape` of `kind`."""

@@ -148,7 +148,7 @@ def test_rows_that_go_on_are_moved_to_the_front(folder, alive):
     for k, length in enumerate(lengths):
         model.run(np.arange(k, k + length)[None] + 200, model.part(whole, slice(k, k + 1)), [0])
     before = [value.numpy().copy() for value in whole]
-    kept, order = model.keep(whole, alive, lengths)
+    kept, order = model.compact(whole, alive, lengths)
     assert sorted(order) == alive
     for old, new, memory in zip(before, kept, whole, strict=True):
         assert np.shares_memory(new.numpy(), memory.numpy())

@@ -165,8 +165,7 @@ def test_the_layers_are_rounded_behind_the_embedding_as_it_is_stored(folder, mon
     words = np.unique(rows.ids)[::2]
     found = calibrate(source, read_config(source), weights, RECIPES["q4"], ROWS, words)
     table = np.array(weights.matrix(EMBEDDING))
-    expected = np.empty_like(table)
-    expected[:] = restore(found[EMBEDDING])
+    expected = restore(found[EMBEDDING])
     expected[words] = restore(round_nearest(table[words], 8, 32))
     ((exact, stored),) = seen
     np.testing.assert_array_equal(exact, table[rows.ids])
