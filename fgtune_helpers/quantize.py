@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from .export import (
 from .generate import common_prefix
 from .gptq import PackedRows, Rounded, damped_inverse, restore, round_decoder, round_gptq, round_nearest, upper_factor
 from .ort import OrtModel
+from .smooth import Smoothed, inputs
 
 FLOAT16_MAX = 65504.0
 EMBEDDING = "model.embed_tokens"
@@ -51,8 +52,9 @@ class Recipe:
     `layers.3.`) to the bits it gets instead; `method` `gptq` rounds against the calibration rows, `rtn` to the nearest.
     `half` computes in float16 with a scaled residual stream. `accuracy` is MatMulNBits' accuracy_level: 4 rounds
     activations to 8 bits, which decodes 20 to 60 times faster on CPUs than 0, floats (measured here, see
-    benchmarks/onnx.py). With `own_words` the words of the user's data have 8 bits in a 4-bit embedding. `correct` and
-    `damping` steer GPTQ, see `gptq.round_decoder`; `embed_damping` see `calibrate`.
+    benchmarks/onnx.py). With `own_words` the words of the user's data have 8 bits in a 4-bit embedding. The rest is for
+    `gptq`: `correct` and `damping` see `gptq.round_decoder`, `embed_damping` see `calibrate`; `smooth` is how much of
+    the unevenness of the inputs moves into the weights, see `smooth.Smoothed`.
     """
 
     bits: int = 4
@@ -67,6 +69,7 @@ class Recipe:
     correct: float = 1.0
     damping: float = 0.01
     embed_damping: float = 1.0
+    smooth: float = 0.5
 
     def bits_of(self, name: str) -> int:
         """Bits of the matrix `name`."""
@@ -81,9 +84,9 @@ MORE = {"k_proj": 8, "v_proj": 8, "layers.3.": 8}
 RECIPES = {
     "fp16": Recipe(bits=0, embed_bits=0, half=True),
     "int8": Recipe(bits=8, embed_block=64),
-    "q4": Recipe(bits=8, block=64, embed_bits=4, own_words=True),
+    "q4": Recipe(bits=8, block=128, embed_bits=4, own_words=True),
     "q4f16": Recipe(bits=8, embed_bits=4, embed_block=32, own_words=True, half=True),
-    "q4s": Recipe(more=MORE, embed_bits=4, own_words=True),
+    "q4s": Recipe(more=MORE, embed_bits=4, own_words=True, smooth=0),
 }
 
 
@@ -136,13 +139,12 @@ def quantize(
         weights = OnnxWeights(source / "onnx" / model_file("fp32"))
     except ExportError as error:
         raise QuantizeError(str(error)) from None
-    peaks = measure_peaks(source, calibration, threads) if recipe.half else {}
+    rounded, divided = {}, {}
+    if recipe.method == "gptq" and recipe.bits:
+        weights, rounded = calibrate(source, config, weights, recipe, calibration, words, threads)
+        divided = weights.divided
+    peaks = measure_peaks(source, calibration, threads, divided) if recipe.half else {}
     scale = residual_scale(peaks) if recipe.half else 1.0
-    rounded = (
-        _calibrated(source, config, weights, recipe, calibration, words, threads)
-        if recipe.method == "gptq" and recipe.bits
-        else {}
-    )
     if out.resolve() != source.resolve():
         copy_side_files(source, out)
     target = out / "onnx" / model_file(variant)
@@ -171,6 +173,8 @@ def check_recipe(recipe: Recipe) -> None:
             raise QuantizeError(f"a block must hold 16, 32, 64, 128 or 256 weights, not {block}")
     if recipe.own_words and recipe.embed_bits != 4:
         raise QuantizeError(f"own_words is for an embedding of 4 bits, not {recipe.embed_bits}")
+    if not 0 <= recipe.smooth <= 1:
+        raise QuantizeError(f"smooth must be between 0 and 1, not {recipe.smooth}")
     if recipe.method not in ("rtn", "gptq"):
         raise QuantizeError(f"method must be 'rtn' or 'gptq', not {recipe.method!r}")
 
@@ -389,39 +393,23 @@ def packed_rows(calibration: Sequence[Sequence[int]]) -> PackedRows:
     return PackedRows(rows, common_prefix(rows) if len(rows) > 1 else 0)
 
 
-_LAST: dict[tuple, dict[str, Rounded]] = {}  # the latest rounding: q4 and q4f16 share theirs
-
-
-def _calibrated(
-    source: Path, config: dict, weights, recipe: Recipe, calibration, words, threads=None
-) -> dict[str, Rounded]:
-    stamp = (source / "onnx" / model_file("fp32")).resolve()
-    rows = tuple(tuple(row) for row in calibration)
-    settled = str(replace(recipe, half=False, accuracy=0))
-    key = (str(stamp), stamp.stat().st_mtime_ns, settled, rows, tuple(words.tolist()))
-    if key not in _LAST:
-        found = calibrate(source, config, weights, recipe, calibration, words, threads)
-        _LAST.clear()
-        _LAST[key] = found
-    return _LAST[key]
-
-
 def calibrate(
     source: Path, config: dict, weights: OnnxWeights, recipe: Recipe, calibration, words=(), threads: int | None = None
-) -> dict[str, Rounded]:
-    """Every projection rounded by GPTQ on the calibration rows, which enter through the embedding as it is stored.
+) -> tuple[Smoothed, dict[str, Rounded]]:
+    """The weights for even inputs, and every projection of them rounded by GPTQ on the calibration rows.
 
-    A 4-bit embedding is rounded for both of its uses: as output layer by what that sees of the rows, and, since
-    `embed_damping` adds as much of the identity, as lookup table.
+    The rows enter through the embedding as it is stored. A 4-bit embedding is rounded for both of its uses: as output
+    layer by what that sees of the rows, and, since `embed_damping` adds as much of the identity, as lookup table.
     """
     rows = packed_rows(calibration)
     if not all(recipe.bits_of(f"model.layers.{i}.") for i in range(config["num_hidden_layers"])):
         raise QuantizeError("gptq rounds every projection: give bits to all of them")
+    squares, outer = look(source, config, rows, threads)
+    weights = Smoothed(weights, squares, config, recipe.smooth)
     embedded = np.array(weights.matrix(EMBEDDING)[rows.ids])
     stored, found = embedded, {}
     if recipe.embed_bits == 4:
-        states = last_states(source, rows, threads)
-        factor = upper_factor(damped_inverse(states.T @ states, recipe.embed_damping))
+        factor = upper_factor(damped_inverse(outer, recipe.embed_damping))
     if recipe.embed_bits:
         table, stored = weights.matrix(EMBEDDING), np.empty_like(embedded)
         for part, members, bits, block in embedding_parts(recipe, words, table.shape[1]):
@@ -436,13 +424,26 @@ def calibrate(
         return recipe.bits_of(name), block_size(recipe.block, weights.matrix(name).shape[1])
 
     found |= round_decoder(config, weights, rows, (embedded, stored), settle, recipe.correct, recipe.damping)[0]
-    return found
+    return weights, found
 
 
-def last_states(source: Path, rows: PackedRows, threads: int | None = None) -> np.ndarray:
-    """What the output layer of the fp32 model sees of the rows' own tokens, float32 [tokens, hidden]."""
-    model = OrtModel(source / "onnx" / model_file("fp32"), threads, ["model.norm"])
-    return np.concatenate([tapped["model.norm"][0] for own, tapped in run_segments(model, rows) if own])
+def look(
+    source: Path, config: dict, rows: PackedRows, threads: int | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What the matrices of the fp32 model see of the rows' own tokens.
+
+    Mean squares of the channels of each of `smooth.inputs`, and the sum of x xᵀ at the output layer [hidden, hidden].
+    """
+    names = [name for name, _, _ in inputs(config["num_hidden_layers"])]
+    model = OrtModel(source / "onnx" / model_file("fp32"), threads, [*names, "model.norm"])
+    squares, outer, count = dict.fromkeys(names, 0.0), 0.0, 0
+    for own, tapped in run_segments(model, rows):
+        if own:
+            (state,) = tapped["model.norm"]
+            outer, count = outer + state.T @ state, count + len(state)
+            for name in names:
+                squares[name] += np.square(tapped[name][0]).sum(0, dtype=np.float64)
+    return {name: total / count for name, total in squares.items()}, outer
 
 
 def run_segments(model: OrtModel, rows: PackedRows) -> Iterator[tuple[bool, dict[str, np.ndarray]]]:
@@ -457,9 +458,15 @@ def run_segments(model: OrtModel, rows: PackedRows) -> Iterator[tuple[bool, dict
 
 
 def measure_peaks(
-    onnx_dir: str | Path, calibration: Sequence[Sequence[int]], threads: int | None = None
+    onnx_dir: str | Path,
+    calibration: Sequence[Sequence[int]],
+    threads: int | None = None,
+    divided: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
-    """The largest absolute value by kind of tensor in the fp32 model; the prefix that all rows share is run once."""
+    """The largest absolute value by kind of tensor in the fp32 model; the prefix that all rows share is run once.
+
+    `divided` says by what a variant divides the channels of a tensor (`smooth.Smoothed`).
+    """
     import onnx
 
     path = Path(onnx_dir) / "onnx" / model_file("fp32")
@@ -484,7 +491,7 @@ def measure_peaks(
     peaks = dict.fromkeys(sorted(set(watched.values())), 0.0)
     for _, tapped in run_segments(model, rows):
         for tap, value in tapped.items():
-            peak = float(np.abs(value).max())
+            peak = float(np.abs(value / (divided or {}).get(tap, 1)).max())
             if not np.isfinite(peak):
                 raise QuantizeError(f"the fp32 model gives {peak} in {tap}")
             peaks[watched[tap]] = max(peaks[watched[tap]], peak)

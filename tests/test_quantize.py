@@ -25,8 +25,8 @@ from fgtune_helpers.quantize import (
     block_size,
     calibrate,
     compare,
-    last_states,
     log_softmax,
+    look,
     measure_peaks,
     pack,
     pack_zeros,
@@ -34,6 +34,7 @@ from fgtune_helpers.quantize import (
     quantize,
     residual_scale,
 )
+from fgtune_helpers.smooth import Smoothed
 
 ROWS = [[*random_ids(30, seed=9), *random_ids(12, seed=i)[1:]] for i in range(12)]
 HELD_OUT = [[*random_ids(30, seed=9), *random_ids(12, seed=i)[1:]] for i in range(50, 54)]
@@ -140,10 +141,18 @@ def test_a_4_bit_embedding_is_rounded_by_what_the_output_layer_sees(folder):
     base, _ = folder
     source = base / "onnx"
     weights, rows = OnnxWeights(source / "onnx" / "model.onnx"), packed_rows(ROWS)
-    states = last_states(source, rows)
-    assert states.shape == (12 * 11, read_config(source)["hidden_size"])
-    recipe = RECIPES["q4"]
-    found = calibrate(source, read_config(source), weights, recipe, ROWS)[EMBEDDING]
+    config, recipe = read_config(source), RECIPES["q4"]
+    squares, outer = look(source, config, rows)
+    assert len(squares) == 4 * config["num_hidden_layers"]
+    model = OrtModel(source / "onnx" / "model.onnx", taps=["model.norm", "model.layers.2.mlp.product"])
+    tapped = []
+    for row in ROWS:
+        model.run(np.array([row]), model.empty())
+        tapped.append([value[0, 30:] for value in model.tapped.values()])
+    states, products = (np.concatenate(values) for values in zip(*tapped, strict=True))
+    np.testing.assert_allclose(outer, states.T @ states, rtol=1e-3, atol=1e-2)
+    np.testing.assert_allclose(squares["model.layers.2.mlp.product"], np.square(products).mean(0), rtol=1e-2)
+    found = calibrate(source, config, weights, recipe, ROWS)[1][EMBEDDING]
     table = np.array(weights.matrix(EMBEDDING))
     ours, theirs = (restore(rounded) - table for rounded in (found, round_nearest(table, 4, 32)))
     off = lambda difference: np.square(states @ difference.T).sum()
@@ -163,7 +172,7 @@ def test_the_layers_are_rounded_behind_the_embedding_as_it_is_stored(folder, mon
     monkeypatch.setattr(module, "round_decoder", instead)
     weights, rows = OnnxWeights(source / "onnx" / "model.onnx"), packed_rows(ROWS)
     words = np.unique(rows.ids)[::2]
-    found = calibrate(source, read_config(source), weights, RECIPES["q4"], ROWS, words)
+    found = calibrate(source, read_config(source), weights, RECIPES["q4"], ROWS, words)[1]
     table = np.array(weights.matrix(EMBEDDING))
     expected = restore(found[EMBEDDING])
     expected[words] = restore(round_nearest(table[words], 8, 32))
@@ -344,6 +353,7 @@ def test_the_packed_pass_is_the_model(folder):
     stored = restore(round_nearest(embedded, 8, 32))
     config, recipe = read_config(base / "onnx"), Recipe(more=MORE)
     settle = lambda name: (recipe.bits_of(name), 32)
+    weights = Smoothed(weights, look(base / "onnx", config, rows)[0], config, recipe.smooth)
     _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), settle)
     quantize(base / "onnx", "q4", base / "floats", ROWS, replace(recipe, accuracy=0))
     for name, stream, tolerance in (("model.onnx", exact, 5e-3), ("model_q4.onnx", ours, 2e-2)):
@@ -400,6 +410,7 @@ def test_mlx_and_the_export_agree_below_and_beyond_the_window(folder):
         ("int8", {"recipe": Recipe(block=48)}, "a block must hold"),
         ("q4", {"recipe": Recipe(own_words=True), "calibration": ROWS}, "own_words is for an embedding of 4 bits"),
         ("int8", {"recipe": Recipe(method="best")}, "method must be"),
+        ("int8", {"recipe": Recipe(smooth=50)}, "smooth must be"),
         ("q4", {"calibration": [[2]]}, "fewer than two tokens"),
     ],
 )
