@@ -4,7 +4,7 @@
     python benchmarks/onnx.py --data ... --model ... --only sizes,recipes
 
 `--data` is the folder of stage 01, `--model` a fused model. Parts: `export`, `sizes`
-(every variant with KL and argmax agreement), `exact` (held-out cases), `recipes` (ways to round to four bits), `fp16`
+(every variant with its distance from fp32), `exact` (held-out cases), `recipes` (ways to round to four bits), `fp16`
 (scaled against clipped), `speed` (prefill and decode, interleaved with the reference), `settings` (accuracy level and
 threads). Ratios are measured in one run.
 """
@@ -80,12 +80,13 @@ class Bench:
         from fgtune_helpers.base import load_tokenizer
 
         self.model, self.work, self.rounds, self.rows = model, work, rounds, []
+        self.reference = None
         tokenizer = load_tokenizer(model)
-        ids = lambda split: [list(row.ids) for row in dataset.load_rows(data, split, tokenizer)]
-        train = ids("train")
+        train = [list(row.ids) for row in dataset.load_rows(data, "train", tokenizer)]
         self.words = {token for row in train for token in row}
         self.calibration = random.Random(7).sample(train, rows)  # as stage 07 draws them
-        self.held_out = ids("test")[:8]
+        self.held_out = dataset.load_rows(data, "test", tokenizer)
+        self.prompt = list(self.held_out[0].ids)
         self.cases = dataset.load_cases(data, "test")
         self.copied = dataset.read_json(data / "copied.json")
         self.folder = work / "onnx"
@@ -109,13 +110,37 @@ class Bench:
         return folder
 
     def distance(self, folder: Path, variant: str) -> dict:
-        from fgtune_helpers.ort import OrtGenerator
-        from fgtune_helpers.quantize import compare
+        """How far next-token distributions are from fp32's, at every token of the held-out answers.
 
-        if not hasattr(self, "reference"):
-            self.reference = Remembered(OrtGenerator(self.ensure("fp32")))
-        found = compare(self.reference, OrtGenerator(folder, variant), self.held_out)
-        return {"kl": found["kl"], "argmax_agreement": found["argmax_agreement"]}
+        `kl` in nats; `tv` (total variation) is the share of probability that moves, which a few tokens decide less;
+        `tv_error` is its standard error.
+        """
+        import numpy as np
+
+        if self.reference is None:
+            self.reference = self.work / "reference"
+            self.reference.mkdir(exist_ok=True)
+            for i, values in enumerate(self.distributions(self.ensure("fp32"), "fp32")):
+                np.save(self.reference / f"{i}.npy", values.astype(np.float32))  # a gigabyte
+        kl, tv, same = [], [], []
+        for i, ours in enumerate(self.distributions(folder, variant)):
+            theirs = np.load(self.reference / f"{i}.npy")
+            share = np.exp(theirs)
+            kl += (share * (theirs - ours)).sum(-1).tolist()
+            tv += (np.abs(share - np.exp(ours)).sum(-1) / 2).tolist()
+            same += (theirs.argmax(-1) == ours.argmax(-1)).tolist()
+        error = np.std(tv) / len(tv) ** 0.5
+        return {"kl": np.mean(kl), "tv": np.mean(tv), "tv_error": error, "argmax_agreement": np.mean(same)}
+
+    def distributions(self, folder: Path, variant: str):
+        """Log probabilities of the next token, [answer's tokens, vocab] for each held-out row."""
+        from fgtune_helpers.ort import OrtGenerator
+        from fgtune_helpers.quantize import log_softmax
+
+        generator = OrtGenerator(folder, variant)
+        for row in self.held_out:
+            learned = [i for i, target in enumerate(row.targets) if target]
+            yield log_softmax(generator.logits(row.ids[: learned[-1]], learned[0] - 1))
 
     # ---------------------------------------------------------------- parts
 
@@ -164,27 +189,29 @@ class Bench:
         from fgtune_helpers.export import variant_bytes
         from fgtune_helpers.quantize import MORE, RECIPES, Recipe
 
-        kv, q4 = {"k_proj": 8, "v_proj": 8}, RECIPES["q4"]
-        tried = {
-            "8 bits, blocks of 128, nearest": Recipe(bits=8, block=128, method="rtn"),
-            "8 bits, blocks of 32, nearest": Recipe(bits=8, method="rtn"),
-            "... and 64 in the embedding": replace(RECIPES["int8"], method="rtn"),
-            "int8: ... gptq": RECIPES["int8"],
-            "layers 4 bits, nearest": Recipe(method="rtn"),
-            "layers 4 bits, gptq": Recipe(),
-            "... uncorrected": Recipe(correct=0),
-            "... k v 8 bits": Recipe(more=kv),
-            "... k v, layer 3 8 bits": Recipe(more=MORE),
-            "embedding 4 bits, nearest": replace(q4, method="rtn", own_words=False),
-            "embedding 4 bits, gptq": replace(q4, own_words=False),
-            "q4: ... words of the rows 8 bits": q4,
-            "... blocks of 64 in the embedding": replace(q4, embed_block=64),
-            "... blocks of 32 in the layers": replace(q4, block=32),
-            "... blocks of 32 in both": replace(q4, block=32, embed_block=32),
-            "q4s: both, gptq": RECIPES["q4s"],
-            "... blocks of 32 in the embedding": replace(RECIPES["q4s"], embed_block=32),
-        }
-        for name, recipe in tried.items():
+        int8, q4, q4s = (RECIPES[name] for name in ("int8", "q4", "q4s"))
+        four = Recipe(smooth=0)
+        tried = (
+            ("8 bits, blocks of 128, nearest", Recipe(bits=8, block=128, method="rtn")),
+            ("... of 32, 64 in the embedding", replace(int8, method="rtn")),
+            ("... gptq", replace(int8, smooth=0)),
+            ("int8: ... even inputs", int8),
+            ("... inputs not rounded", replace(int8, smooth=0, accuracy=0)),
+            ("layers 4 bits, nearest", Recipe(method="rtn")),
+            ("... gptq", four),
+            ("... uncorrected", replace(four, correct=0)),
+            ("... k v, layer 3 8 bits", replace(four, more=MORE)),
+            ("embedding 4 bits, nearest", replace(q4, method="rtn", own_words=False)),
+            ("... gptq", replace(q4, smooth=0, own_words=False)),
+            ("... words of the rows 8 bits", replace(q4, smooth=0)),
+            ("q4: ... even inputs", q4),
+            ("... inputs not rounded", replace(q4, smooth=0, accuracy=0)),
+            ("... blocks of 64 in the layers", replace(q4, block=64)),
+            ("... blocks of 64 in the embedding", replace(q4, embed_block=64)),
+            ("q4s: both 4 bits, gptq", q4s),
+            ("... even inputs", replace(q4s, smooth=0.25)),
+        )
+        for name, recipe in tried:
             begin = time.perf_counter()
             folder = self.ensure("q4", self.work / "recipe", recipe)
             seconds = time.perf_counter() - begin
@@ -209,7 +236,9 @@ class Bench:
         for variant in VARIANTS:
             path = self.ensure(variant) / "onnx" / model_file(variant)
             models = [reference, OrtModel(path)]  # no more at a time
-            turns = [[tokens_per_second(model, self.held_out[0]) for model in models] for _ in range(self.rounds + 1)]
+            turns = [
+                [tokens_per_second(model, self.prompt) for model in models] for _ in range(self.rounds + 1)
+            ]
             base, rates = (list(zip(*found)) for found in zip(*turns[1:]))  # the first round warms up
             row = {}
             for kind, theirs, ours in zip(("prefill", "decode"), base, rates):
@@ -231,23 +260,10 @@ class Bench:
                 found = self.distance(folder, variant)
                 for threads in sorted({1, os.cpu_count() or 1}):
                     model = OrtModel(folder / "onnx" / model_file(variant), threads)
-                    rates = [tokens_per_second(model, self.held_out[0]) for _ in range(self.rounds)]
+                    rates = [tokens_per_second(model, self.prompt) for _ in range(self.rounds)]
                     prefill, decode = (statistics.median(values) for values in zip(*rates))
                     self.row("settings", f"{variant}, level {level}, {threads} threads",
                              prefill_per_s=prefill, decode_per_s=decode, **found)  # fmt: skip
-
-
-class Remembered:
-    """A reference whose logits are computed once per prompt."""
-
-    def __init__(self, generator):
-        self.generator, self.known = generator, {}
-
-    def logits(self, ids, start, cached):
-        key = (tuple(ids), start, cached)
-        if key not in self.known:
-            self.known[key] = self.generator.logits(ids, start, cached)
-        return self.known[key]
 
 
 def tokens_per_second(model, ids: list[int], count: int = 24) -> tuple[float, float]:
