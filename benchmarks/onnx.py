@@ -190,7 +190,6 @@ class Bench:
         from fgtune_helpers.quantize import MORE, RECIPES, Recipe
 
         int8, q4, q4s = (RECIPES[name] for name in ("int8", "q4", "q4s"))
-        four = Recipe(smooth=0)
         tried = (
             ("8 bits, blocks of 128, nearest", Recipe(bits=8, block=128, method="rtn")),
             ("... of 32, 64 in the embedding", replace(int8, method="rtn")),
@@ -198,15 +197,15 @@ class Bench:
             ("int8: ... even inputs", int8),
             ("... inputs not rounded", replace(int8, smooth=0, accuracy=0)),
             ("layers 4 bits, nearest", Recipe(method="rtn")),
-            ("... gptq", four),
-            ("... uncorrected", replace(four, correct=0)),
-            ("... k v, layer 3 8 bits", replace(four, more=MORE)),
+            ("... gptq", Recipe()),
+            ("... uncorrected", Recipe(correct=0)),
+            ("... k v, layer 3 8 bits", Recipe(more=MORE)),
             ("embedding 4 bits, nearest", replace(q4, method="rtn", own_words=False)),
-            ("... gptq", replace(q4, smooth=0, own_words=False)),
-            ("... words of the rows 8 bits", replace(q4, smooth=0)),
-            ("q4: ... even inputs", q4),
-            ("... inputs not rounded", replace(q4, smooth=0, accuracy=0)),
-            ("... blocks of 64 in the layers", replace(q4, block=64)),
+            ("... gptq", replace(q4, own_words=False)),
+            ("q4: ... words of the rows 8 bits", q4),
+            ("... even inputs", replace(q4, smooth=0.5)),
+            ("... and blocks of 128 in the layers", replace(q4, smooth=0.5, block=128)),
+            ("... inputs not rounded", replace(q4, accuracy=0)),
             ("... blocks of 64 in the embedding", replace(q4, embed_block=64)),
             ("q4s: both 4 bits, gptq", q4s),
             ("... even inputs", replace(q4s, smooth=0.25)),
@@ -236,9 +235,7 @@ class Bench:
         for variant in VARIANTS:
             path = self.ensure(variant) / "onnx" / model_file(variant)
             models = [reference, OrtModel(path)]  # no more at a time
-            turns = [
-                [tokens_per_second(model, self.prompt) for model in models] for _ in range(self.rounds + 1)
-            ]
+            turns = [[tokens_per_second(model, self.prompt) for model in models] for _ in range(self.rounds + 1)]
             base, rates = (list(zip(*found)) for found in zip(*turns[1:]))  # the first round warms up
             row = {}
             for kind, theirs, ours in zip(("prefill", "decode"), base, rates):
