@@ -351,7 +351,7 @@ def test_the_packed_pass_is_the_model(folder):
     assert rows.prefix == 30 and len(rows.ids) == 30 + 12 * 11 and rows.positions[41:43].tolist() == [30, 31]
     embedded = np.array(weights.matrix(EMBEDDING)[rows.ids])
     stored = restore(round_nearest(embedded, 8, 32))
-    config, recipe = read_config(base / "onnx"), Recipe(more=MORE)
+    config, recipe = read_config(base / "onnx"), Recipe(more=MORE, smooth=0.5)
     settle = lambda name: (recipe.bits_of(name), 32)
     weights = Smoothed(weights, look(base / "onnx", config, rows)[0], config, recipe.smooth)
     _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), settle)
