@@ -19,16 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 
-from fgtune_helpers.calls import Call, format_call, parse_calls, same_call  # noqa: E402
-from fgtune_helpers.prompt import (  # noqa: E402
-    TEMPLATE_FILE,
-    TRIGGER,
-    FormatError,
-    normalize_messages,
-    normalize_tools,
-    render,
-    repair_tools,
-)
+from fgtune.format.calls import Call, format_call, parse_calls, same_call  # noqa: E402
+from fgtune.format.findings import FormatError
+from fgtune.format.messages import normalize_messages
+from fgtune.format.template import TEMPLATE_FILE, TRIGGER, render
+from fgtune.format.tools import normalize_tools, repair_tools
 
 PACKAGE = "bfcl-eval==2026.3.23"
 # The suite's own names for types, as its loader translates them for every model it evaluates.

@@ -19,6 +19,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fgtune.data.readers.files import read_json
+from fgtune.data.rows import load_cases
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 
@@ -32,14 +35,16 @@ def main() -> int:
     parser.add_argument("--webgpu", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    from fgtune_helpers import data
-    from fgtune_helpers.deploy import build_site, try_in_browser
-    from fgtune_helpers.evaluate import Scorecard, judge, score
-    from fgtune_helpers.grammar import Grammar
-    from fgtune_helpers.ort import OrtGenerator
+    pass
+    from fgtune.evaluation.judging import judge
+    from fgtune.evaluation.scorecards import Scorecard, score
+    from fgtune.runtimes.constrained import Grammar
+    from fgtune.runtimes.onnxruntime import OrtGenerator
+    from fgtune.site.browser import try_in_browser
+    from fgtune.site.build import build_site
 
-    cases = data.load_cases(options.run / "01_data", "test")
-    tools, copied = (data.read_json(options.run / "01_data" / f"{name}.json") for name in ("tools", "copied"))
+    cases = load_cases(options.run / "01_data", "test")
+    tools, copied = (read_json(options.run / "01_data" / f"{name}.json") for name in ("tools", "copied"))
     grammar = Grammar(options.run / "07_quantize", copied)
     questions = [case.query for case in cases if case.calls][: options.questions]
     devices = {

@@ -18,6 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from fgtune.data.readers.files import read_json
+from fgtune.data.rows import load_cases
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 HOW = ("off", "tools", "and copied words")
@@ -31,13 +34,13 @@ def main() -> int:
     parser.add_argument("--page-cases", type=int, default=8)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    from fgtune_helpers import data
-    from fgtune_helpers.export import export_onnx
-    from fgtune_helpers.grammar import Grammar
-    from fgtune_helpers.ort import OrtGenerator
+    pass
+    from fgtune.export.onnx import export_onnx
+    from fgtune.runtimes.constrained import Grammar
+    from fgtune.runtimes.onnxruntime import OrtGenerator
 
-    cases = data.load_cases(options.run / "01_data", "test")[: options.cases]
-    tools, copied = (data.read_json(options.run / "01_data" / f"{name}.json") for name in ("tools", "copied"))
+    cases = load_cases(options.run / "01_data", "test")[: options.cases]
+    tools, copied = (read_json(options.run / "01_data" / f"{name}.json") for name in ("tools", "copied"))
     base = json.loads((options.run / "00_setup" / "stage.json").read_text(encoding="utf-8"))["metrics"]["path"]
     rows = []
     print("where                    grammar           malformed  no such tool  exact    ms/token  grammar ms/token")
@@ -64,7 +67,7 @@ def main() -> int:
 
 def in_python(generator, grammar, tools, cases) -> dict:
     """A row of onnxruntime, one answer at a time with the shared prompt run once; held to `grammar` if there is one."""
-    from fgtune_helpers.evaluate import judge
+    from fgtune.evaluation.judging import judge
 
     held = [grammar.constraint(case.tools, case.prompt) for case in cases] if grammar else None
     begin = time.perf_counter()
@@ -78,8 +81,9 @@ def in_python(generator, grammar, tools, cases) -> dict:
 
 def on_page(run: Path, variant: str, tools, copied, cases, how: str, temporary: str) -> dict:
     """A row of the deployed page in Chromium."""
-    from fgtune_helpers.deploy import build_site, try_in_browser
-    from fgtune_helpers.evaluate import judge
+    from fgtune.evaluation.judging import judge
+    from fgtune.site.browser import try_in_browser
+    from fgtune.site.build import build_site
 
     rules = {"constrained": how != HOW[0], "copied": copied if how == HOW[2] else ()}
     site = build_site(run / "07_quantize", variant, tools, Path(temporary) / "site", max_tokens=96, **rules).path
@@ -91,7 +95,7 @@ def on_page(run: Path, variant: str, tools, copied, cases, how: str, temporary: 
 
 def summary(results, tools, ms: float, cost: float | None) -> dict:
     """The columns of a row."""
-    from fgtune_helpers.evaluate import MALFORMED
+    from fgtune.evaluation.judging import MALFORMED
 
     names = {tool["name"] for tool in tools}
     return {

@@ -24,6 +24,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from fgtune.data.readers.files import read_json
+from fgtune.data.rows import load_cases, load_rows
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 
@@ -50,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of the speed part")
     parser.add_argument("--json", type=Path, help="write every row here")
     options = parser.parse_args()
-    from fgtune_helpers.pipeline import HUGE_PAGES
+    from fgtune_helpers.runner import HUGE_PAGES
 
     if HUGE_PAGES[0] not in os.environ:  # as the series' kernels have it; it must be there when a process starts
         os.environ[HUGE_PAGES[0]] = HUGE_PAGES[1]
@@ -76,19 +79,19 @@ class Bench:
     """Runs the parts; every printed line is a row of `rows`."""
 
     def __init__(self, model: Path, data: Path, work: Path, rows: int, rounds: int):
-        from fgtune_helpers import data as dataset
-        from fgtune_helpers.base import load_tokenizer
+        pass
+        from fgtune.models.tokenizer_files import load_tokenizer
 
         self.model, self.work, self.rounds, self.rows = model, work, rounds, []
         self.reference = None
         tokenizer = load_tokenizer(model)
-        train = [list(row.ids) for row in dataset.load_rows(data, "train", tokenizer)]
+        train = [list(row.ids) for row in load_rows(data, "train", tokenizer)]
         self.words = {token for row in train for token in row}
         self.calibration = random.Random(7).sample(train, rows)  # as stage 07 draws them
-        self.held_out = dataset.load_rows(data, "test", tokenizer)
+        self.held_out = load_rows(data, "test", tokenizer)
         self.prompt = list(self.held_out[0].ids)
-        self.cases = dataset.load_cases(data, "test")
-        self.copied = dataset.read_json(data / "copied.json")
+        self.cases = load_cases(data, "test")
+        self.copied = read_json(data / "copied.json")
         self.folder = work / "onnx"
 
     def row(self, part: str, name: str, **values) -> None:
@@ -99,8 +102,9 @@ class Bench:
 
     def ensure(self, variant: str, folder: Path | None = None, recipe=None) -> Path:
         """The folder in which `variant` is, made if need be."""
-        from fgtune_helpers.export import export_onnx, model_file
-        from fgtune_helpers.quantize import quantize
+        from fgtune.export.layout import model_file
+        from fgtune.export.onnx import export_onnx
+        from fgtune.quantize.variants import quantize
 
         if not (self.folder / "onnx" / model_file("fp32")).exists():
             export_onnx(self.model, self.folder)
@@ -134,8 +138,8 @@ class Bench:
 
     def distributions(self, folder: Path, variant: str):
         """Log probabilities of the next token, [answer's tokens, vocab] for each held-out row."""
-        from fgtune_helpers.ort import OrtGenerator
-        from fgtune_helpers.quantize import log_softmax
+        from fgtune.evaluation.divergence import log_softmax
+        from fgtune.runtimes.onnxruntime import OrtGenerator
 
         generator = OrtGenerator(folder, variant)
         for row in self.held_out:
@@ -157,7 +161,7 @@ class Bench:
         self.row("export", "optimum / direct", faster=seconds, memory_share=memory)
 
     def sizes(self) -> None:
-        from fgtune_helpers.export import variant_bytes
+        from fgtune.export.layout import variant_bytes
 
         for variant in VARIANTS:
             begin = time.perf_counter()
@@ -171,9 +175,9 @@ class Bench:
 
     def exact(self) -> None:
         """Held-out cases, held to the grammar as the stages hold them, and free."""
-        from fgtune_helpers.evaluate import score
-        from fgtune_helpers.grammar import Grammar
-        from fgtune_helpers.ort import OrtGenerator
+        from fgtune.evaluation.scorecards import score
+        from fgtune.runtimes.constrained import Grammar
+        from fgtune.runtimes.onnxruntime import OrtGenerator
 
         first = {}
         for variant in VARIANTS:
@@ -186,8 +190,8 @@ class Bench:
                          same_output=card.same_outputs(reference))  # fmt: skip
 
     def recipes(self) -> None:
-        from fgtune_helpers.export import variant_bytes
-        from fgtune_helpers.quantize import MORE, RECIPES, Recipe
+        from fgtune.export.layout import variant_bytes
+        from fgtune.quantize.recipes import MORE, RECIPES, Recipe
 
         int8, q4, q4s = (RECIPES[name] for name in ("int8", "q4", "q4s"))
         tried = (
@@ -198,10 +202,10 @@ class Bench:
             ("... inputs not rounded", replace(int8, smooth=0, accuracy=0)),
             ("layers 4 bits, nearest", Recipe(method="rtn")),
             ("... gptq", Recipe()),
-            ("... uncorrected", Recipe(correct=0)),
+            ("... uncorrected", Recipe(asymmetric=0)),
             ("... k v, layer 3 8 bits", Recipe(more=MORE)),
-            ("embedding 4 bits, nearest", replace(q4, method="rtn", own_words=False)),
-            ("... gptq", replace(q4, own_words=False)),
+            ("embedding 4 bits, nearest", replace(q4, method="rtn", mixed_precision_rows=False)),
+            ("... gptq", replace(q4, mixed_precision_rows=False)),
             ("q4: ... words of the rows 8 bits", q4),
             ("... even inputs", replace(q4, smooth=0.5)),
             ("... and blocks of 128 in the layers", replace(q4, smooth=0.5, block=128)),
@@ -225,8 +229,9 @@ class Bench:
 
     def speed(self) -> None:
         """Prefill of one held-out prompt and decoding after it, round by round each variant and the reference."""
-        from fgtune_helpers.export import export_onnx, model_file
-        from fgtune_helpers.ort import OrtModel
+        from fgtune.engines.ort import OrtModel
+        from fgtune.export.layout import model_file
+        from fgtune.export.onnx import export_onnx
 
         path = self.work / "optimum" / "onnx" / "model.onnx"
         if not path.exists():
@@ -246,9 +251,9 @@ class Bench:
 
     def settings(self) -> None:
         """Accuracy level (of MatMulNBits) and threads: speed and distance of q4 and int8."""
-        from fgtune_helpers.export import model_file
-        from fgtune_helpers.ort import OrtModel
-        from fgtune_helpers.quantize import RECIPES
+        from fgtune.engines.ort import OrtModel
+        from fgtune.export.layout import model_file
+        from fgtune.quantize.recipes import RECIPES
 
         for variant in ("q4", "int8"):
             for level in (0, 4):
@@ -268,7 +273,7 @@ def tokens_per_second(model, ids: list[int], count: int = 24) -> tuple[float, fl
     import numpy as np
 
     begin = time.perf_counter()
-    past = model.stack(model.empty(), 1, len(ids) + count) if model.ragged else model.empty()
+    past = model.stack(model.empty(), 1, len(ids) + count) if model.right_padded else model.empty()
     logits, past = model.run(np.array([ids]), past, [0])
     prefill = time.perf_counter() - begin
     begin = time.perf_counter()

@@ -19,6 +19,13 @@ import sys
 import time
 from pathlib import Path
 
+from fgtune.core import blas
+from fgtune.data.batches import make_batch
+from fgtune.models.adapters import add_lora, load_model
+from fgtune.training.choose import make_engine
+from fgtune.training.config import TrainConfig
+from fgtune.training.loop import apply_gradients
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 
@@ -47,7 +54,7 @@ def make_rows(base: Path, tools_count: int, batch: int, query_tokens: int) -> li
     """
     from transformers import AutoTokenizer
 
-    from fgtune_helpers.prompt import TRIGGER, render
+    from fgtune.format.template import TRIGGER, render
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     shipped = json.loads((ROOT / "examples" / "tools" / "everyday.json").read_text())
@@ -124,35 +131,35 @@ def peak_gb() -> float:
         taken = sys.modules["torch"].cuda.max_memory_allocated() / 1e9
         if taken > 0.1:
             return taken
-    from fgtune_helpers.train import peak_memory_gb
+    from fgtune.training.callbacks import peak_memory_gb
 
     return peak_memory_gb()
 
 
 def ours(way, base, spec, rows):
     """One step of `fgtune_helpers.train`: loss, gradients, clipping, optimiser."""
-    from fgtune_helpers import blas, train
-    from fgtune_helpers.data import Row
+    pass
+    from fgtune.data.rows import Row
 
     mx = blas.mlx()
     import mlx.optimizers as optimizers
 
-    model, _ = train.load_model(base)
-    train.add_lora(model, spec["rank"], 20.0)
-    config = train.TrainConfig(
+    model, _ = load_model(base)
+    add_lora(model, spec["rank"], 20.0)
+    config = TrainConfig(
         engine="mlx" if way == "ours-mlx" else "auto",
         precision="bfloat16" if way in ("ours-bf16", "ours-sampled") else "auto",
         softmax="sampled" if way == "ours-sampled" else "exact",
     )
     data = [Row(tuple(ids), tuple(i >= first for i in range(len(ids))), prefix) for ids, first, prefix in rows]
-    engine = train.make_engine(model, config, data)
+    engine = make_engine(model, config, data)
     optimizer = optimizers.AdamW(learning_rate=1e-5)
     mx.reset_peak_memory()
 
     def step():
-        batch = train.make_batch(data)
+        batch = make_batch(data)
         total, gradients = engine.gradients(batch)
-        train.apply_gradients(model, optimizer, gradients, 1 / len(batch.targets), 1.0)
+        apply_gradients(model, optimizer, gradients, 1 / len(batch.targets), 1.0)
         return total / len(batch.targets)
 
     return step
@@ -161,7 +168,7 @@ def ours(way, base, spec, rows):
 def mlx_lm(way, base, spec, rows):
     """One step as mlx-lm's trainer makes it (compiled, `default_loss`), on its own batch layout."""
     if way == "mlx-lm-blas":
-        from fgtune_helpers import blas
+        pass
 
         mx = blas.mlx()
         mx.enable_compile()
@@ -331,8 +338,8 @@ def main() -> None:
         job = json.loads(options.child)
         print(json.dumps(measure(job["way"], Path(job["base"]), job["spec"])))
         return
-    from fgtune_helpers import blas
-    from fgtune_helpers.base import resolve_base
+    pass
+    from fgtune.models.base import resolve_base
 
     mx = blas.mlx()
     base = resolve_base(options.base).path
@@ -376,7 +383,7 @@ def machine() -> dict:
     """What the numbers were measured on."""
     import platform
 
-    from fgtune_helpers import blas
+    pass
 
     report = blas.device_report()
     return {

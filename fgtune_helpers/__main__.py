@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import pipeline
+from . import runner
+from .audit import audit
 from .params import ParameterError, coerce
 from .stage import StageError
+from .sweep import sweep
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,33 +45,34 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         if args.command == "audit":
-            return pipeline.audit(args.run_dir)
+            return audit(args.run_dir)
         if args.command == "serve":
-            from .deploy import DeployError, serve
+            from fgtune.core.errors import DeployError
+            from fgtune.site.server import serve
 
             try:
                 serve(args.site, args.port)
             except DeployError as error:
                 raise ParameterError(str(error)) from None
-            return pipeline.OK
+            return runner.OK
         if args.command == "sweep":
             grid = {n: [coerce(n, v) for v in value.split(",")] for n, value in args.p if "," in value}
             if not grid:
                 raise ParameterError("sweep needs at least one parameter with several values: -p rank 4,8,16")
-            values = pipeline.load_params(args.params, [(n, v) for n, v in args.p if n not in grid])
-            return pipeline.sweep(pipeline.Plan([], values, args.force), grid)
-        stages = pipeline.choose(args.start, args.end, args.only, args.skip)
-        plan = pipeline.Plan(stages, pipeline.load_params(args.params, args.p), args.force)
+            values = runner.load_params(args.params, [(n, v) for n, v in args.p if n not in grid])
+            return sweep(runner.Plan([], values, args.force), grid)
+        stages = runner.choose(args.start, args.end, args.only, args.skip)
+        plan = runner.Plan(stages, runner.load_params(args.params, args.p), args.force)
         if args.list or args.dry_run:
-            pipeline.list_stages(plan)
-            return pipeline.OK
-        return pipeline.run_series(plan)
+            runner.list_stages(plan)
+            return runner.OK
+        return runner.run_series(plan)
     except (ParameterError, StageError, OSError) as error:
         print(f"fgtune: {error}", file=sys.stderr)
-        return pipeline.BAD
+        return runner.BAD
     except KeyboardInterrupt:
         print("\nstopped; what is done is kept, the same command goes on from here", file=sys.stderr)
-        return pipeline.FAILED
+        return runner.FAILED
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ class Param:
 
 VARIANTS = ("fp32", "fp16", "int8", "q4", "q4f16", "q4s")
 
+
 PARAMETERS: dict[str, Param] = {
     "run_dir": Param("runs/quickstart", "folder of this run, below the project unless absolute"),
     "seed": Param(7, "seed of the split, the training order and the adapters", 0, 2**31 - 1),

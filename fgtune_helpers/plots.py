@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .evaluate import Scorecard
+from fgtune.evaluation.scorecards import Scorecard
 
 INK, MUTED, ACCENT, WARM = "#1f2937", "#9ca3af", "#2563eb", "#d97706"
 
@@ -126,7 +126,7 @@ class LiveTraining:
     def __init__(self):
         from IPython.display import display
 
-        from .train import format_record
+        from fgtune.training.callbacks import format_record
 
         self.records, self.format, self.display = [], format_record, display
         self.handle = None  # a figure from the first record on; there is none when nothing is left to do

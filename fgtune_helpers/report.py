@@ -7,7 +7,8 @@ import io
 from html import escape
 from pathlib import Path
 
-from .evaluate import Comparison, Scorecard
+from fgtune.evaluation.scorecards import Comparison, Scorecard
+
 from .params import PARAMETERS
 from .stage import STAGES, read_manifest
 
@@ -93,9 +94,6 @@ def write_report(run: Path, path: Path, figures: dict[str, object]) -> None:
         + "</table>"
     )
     path.write_text("\n".join(parts), encoding="utf-8")
-
-
-# ---------------------------------------------------------------- generated parts of the README and the notebooks
 
 
 def stage_table() -> str:

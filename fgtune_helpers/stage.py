@@ -21,9 +21,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from fgtune.core.errors import ProjectError
+from fgtune.core.files import file_sha256, write_json
+from fgtune.core.project import project_root
+from fgtune.data.readers.files import json_files
+from fgtune.models.routes import RECIPE
+
 from . import __version__
-from .base import RECIPE, file_sha256, write_json
-from .data import json_files
 from .params import PARAMETERS, ParameterError, coerce
 
 SCHEMA = 1
@@ -51,6 +55,7 @@ _TRAIN = (
     *("iters", "batch_size", "grad_accumulation_steps", "learning_rate", "precision", "softmax", "warmup"),
     *("fine_tune_type", "num_layers", "rank", "scale", "dropout", "steps_per_eval", "patience", "max_tokens"),
 )
+
 
 STAGES: dict[str, Stage] = {
     "00_setup": Stage("Set up", "the base model is on disk and answers", (), "base model in the cache",
@@ -90,7 +95,7 @@ STAGES: dict[str, Stage] = {
 }  # fmt: skip
 
 
-class StageError(RuntimeError):
+class StageError(ProjectError):
     """A stage cannot start or finish; the message is one line that says what to do."""
 
 
@@ -103,15 +108,6 @@ def check(what: str, holds: bool, detail: str = "") -> None:
     if not holds:
         raise CheckFailed(f"FAIL {what}" + (f": {detail}" if detail else ""))
     print(f"ok   {what}")
-
-
-def project_root() -> Path:
-    """The folder that holds notebooks/ and params/, wherever the notebook was started from."""
-    here = Path(os.environ.get("FGTUNE_ROOT") or Path(__file__).parents[1]).resolve()
-    for folder in (here, *here.parents):
-        if (folder / "pyproject.toml").exists() and (folder / "notebooks").is_dir():
-            return folder
-    raise StageError("the project's root is not found: set FGTUNE_ROOT to the folder that holds notebooks/")
 
 
 def resolve_path(value: str) -> Path:
@@ -150,7 +146,7 @@ def _outputs(folder: Path) -> dict[str, dict]:
     return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
 
 
-def damage(folder: Path, manifest: dict) -> str | None:
+def verify_outputs(folder: Path, manifest: dict) -> str | None:
     """Say what of a stage's outputs does not match its manifest (one phrase), or None."""
     for name, want in manifest["outputs"].items():
         path = folder / name
@@ -268,7 +264,7 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
         command = f"python -m fgtune_helpers run --to {need} -p run_dir {values['run_dir']}"
         if manifest is None:
             raise StageError(f"{stage} needs {need}, which has not run in {values['run_dir']}: {command}")
-        wrong = damage(root / need, manifest)
+        wrong = verify_outputs(root / need, manifest)
         if wrong:
             raise StageError(f"{need} is not what it was when it finished ({wrong}): {command} --force")
         upstream[need] = manifest
@@ -281,7 +277,7 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
     if not interrupted:
         shutil.rmtree(work, ignore_errors=True)
         done = read_manifest(root, stage) if keep else None
-        if done and done["key"] == key and not damage(root / stage, done):
+        if done and done["key"] == key and not verify_outputs(root / stage, done):
             shutil.copytree(root / stage, work, ignore=shutil.ignore_patterns("stage.json"))
             print(f"the same was done before: going on from {values['run_dir']}/{stage} (FGTUNE_FRESH=1 begins anew)")
     work.mkdir(parents=True, exist_ok=True)
@@ -305,7 +301,7 @@ def _seed(seed: int, mlx: bool) -> None:
     random.seed(seed)
     np.random.seed(seed)
     if mlx:
-        from .blas import mlx as import_mlx
+        from fgtune.core.blas import mlx as import_mlx
 
         import_mlx().random.seed(seed)
 

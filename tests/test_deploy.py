@@ -8,9 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgtune_helpers import deploy, node, ort, prompt, quantize
-from fgtune_helpers.grammar import is_copied
-from fgtune_helpers.stage import project_root
+from fgtune.core.errors import DeployError, ToolMissing
+from fgtune.core.project import project_root
+from fgtune.data.verbatim import is_verbatim
+from fgtune.format.findings import SchemaError
+from fgtune.format.template import TRIGGER, render
+from fgtune.quantize.recipes import Recipe
+from fgtune.quantize.variants import quantize
+from fgtune.runtimes.node import NodeGenerator
+from fgtune.runtimes.onnxruntime import OrtGenerator
+from fgtune.site import browser, build, prefix
+from fgtune.site.browser import browser_job, find_chromium, run_browser, try_in_browser
+from fgtune.site.build import build_site
+from fgtune.site.prefix import precompute_prompt_cache, prefix_ids
+from fgtune.site.server import make_server, serving
 
 TOOLS = json.loads((project_root() / "examples" / "tools" / "everyday.json").read_text(encoding="utf-8"))[:3]
 QUERIES = ["What is 3 + 4?", "Weather in Paris, please", "find pictures of cats"]
@@ -22,7 +33,7 @@ SCENARIOS = ("cold_warm_offline", "one_thread", "service_worker_isolates", "webg
 @pytest.fixture(scope="module")
 def site(tiny_onnx, tmp_path_factory):
     out = tmp_path_factory.mktemp("site") / "site"
-    deploy.build_site(tiny_onnx, "fp32", TOOLS, out, examples=QUERIES, max_tokens=MAX_TOKENS)
+    build_site(tiny_onnx, "fp32", TOOLS, out, examples=QUERIES, max_tokens=MAX_TOKENS)
     return out
 
 
@@ -34,7 +45,7 @@ def test_the_site_is_whole_and_repeatable(tiny_onnx, site, tmp_path):
     files = {entry["path"]: entry for entry in description["files"]}
     for path, entry in files.items():
         data = (site / path).read_bytes()
-        assert len(data) == entry["bytes"] and deploy._file_entry(site, path) == entry
+        assert len(data) == entry["bytes"] and build._file_entry(site, path) == entry
     variant = description["variants"]["fp32"]
     assert set(variant["files"]) | {variant["prefix"]} <= set(files)
     for device in ("wasm", "webgpu"):
@@ -52,24 +63,24 @@ def test_the_site_is_whole_and_repeatable(tiny_onnx, site, tmp_path):
     text = "".join((site / path).read_text() for path in description["shell"] if path.endswith((".html", ".css", ".js"))
                    and not path.startswith("runtime/"))  # fmt: skip
     assert "http://" not in text.replace("http://www.w3.org", "") and "https://" not in text and "innerHTML" not in text
-    report = deploy.build_site(tiny_onnx, ["fp32"], TOOLS, tmp_path / "again", examples=QUERIES, max_tokens=MAX_TOKENS)
+    report = build_site(tiny_onnx, ["fp32"], TOOLS, tmp_path / "again", examples=QUERIES, max_tokens=MAX_TOKENS)
     assert report.hash == description["hash"]
     assert (tmp_path / "again/site.json").read_bytes() == (site / "site.json").read_bytes()
-    other = deploy.build_site(tiny_onnx, "fp32", TOOLS[:2], tmp_path / "again", prefix=False)
+    other = build_site(tiny_onnx, "fp32", TOOLS[:2], tmp_path / "again", prefix=False)
     assert other.hash != report.hash and other.variants["fp32"]["prefix"] is None
 
 
 def test_the_baked_prefix_gives_the_same_tokens(tiny_onnx, site):
-    prompts = [prompt.render([{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": query}],
+    prompts = [render([{"role": "developer", "content": TRIGGER}, {"role": "user", "content": query}],
                              TOOLS, add_generation_prompt=True) for query in QUERIES]  # fmt: skip
-    expected = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=16).generate_ids(prompts)
-    with node.NodeGenerator(site / "model", "fp32", max_tokens=16) as generator:
+    expected = OrtGenerator(tiny_onnx, "fp32", max_tokens=16).generate_ids(prompts)
+    with NodeGenerator(site / "model", "fp32", max_tokens=16) as generator:
         count = generator.use_prefix(site / "prefix/fp32.safetensors")
         for text, ids in zip(prompts, expected, strict=True):
             assert generator.generate_ids([text]) == [ids]
             assert generator.stats[0]["reusedTokens"] == count
         # other tools: only what the two prompts really share may be taken from the prefix
-        other = deploy._question(QUERIES[0], TOOLS[:2], prompt.TRIGGER)
+        other = prefix._question(QUERIES[0], TOOLS[:2], TRIGGER)
         assert generator.generate_ids([other]) == generator.generate_ids([other], share=False)
         generator.use_prefix(site / "prefix/fp32.safetensors")
         generator.generate_ids([other])
@@ -79,8 +90,8 @@ def test_the_baked_prefix_gives_the_same_tokens(tiny_onnx, site):
 
 
 def test_a_prefix_that_rounding_would_change_stays_exact(tiny_onnx, monkeypatch, tmp_path):
-    monkeypatch.setattr(deploy, "_same_answers", lambda *_: False)
-    summary = deploy.bake_prefix(tiny_onnx, "fp32", TOOLS, prompt.TRIGGER, QUERIES, tmp_path / "p.safetensors", ["x"])
+    monkeypatch.setattr(prefix, "_same_answers", lambda *_: False)
+    summary = precompute_prompt_cache(tiny_onnx, "fp32", TOOLS, TRIGGER, QUERIES, tmp_path / "p.safetensors", ["x"])
     assert summary["dtype"] == "float32"
     from safetensors.numpy import load_file
 
@@ -90,31 +101,29 @@ def test_a_prefix_that_rounding_would_change_stays_exact(tiny_onnx, monkeypatch,
 
 
 def test_rounding_is_judged_by_the_answers(tiny_onnx):
-    generator = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=8)
-    ids = deploy.prefix_ids(generator.encode, TOOLS, prompt.TRIGGER)
+    generator = OrtGenerator(tiny_onnx, "fp32", max_tokens=8)
+    ids = prefix_ids(generator.encode, TOOLS, TRIGGER)
     _, past = generator.model.run(np.array([ids]), generator.model.empty())
     exact = [value.numpy() for value in past]
-    asked = [deploy._question(query, TOOLS, prompt.TRIGGER) for query in QUERIES]
-    assert deploy._same_answers(generator, asked, len(ids), exact)
+    asked = [prefix._question(query, TOOLS, TRIGGER) for query in QUERIES]
+    assert prefix._same_answers(generator, asked, len(ids), exact)
     noise = np.random.default_rng(0)
     spoiled = [array + noise.standard_normal(array.shape).astype(np.float32) for array in exact]
-    assert not deploy._same_answers(generator, asked, len(ids), spoiled)
-    assert not deploy._same_answers(generator, asked, len(ids), [array * np.inf for array in exact])
+    assert not prefix._same_answers(generator, asked, len(ids), spoiled)
+    assert not prefix._same_answers(generator, asked, len(ids), [array * np.inf for array in exact])
 
 
 def test_refusals_are_one_line(tiny_onnx, tmp_path):
     for variants, words in (("q9", "unknown variant 'q9'"), ("q4", "does not exist"), ([], "no variant")):
-        with pytest.raises(deploy.DeployError, match=words):
-            deploy.build_site(tiny_onnx, variants, TOOLS, tmp_path / "out")
+        with pytest.raises(DeployError, match=words):
+            build_site(tiny_onnx, variants, TOOLS, tmp_path / "out")
     full = tmp_path / "mine"
     full.mkdir()
     (full / "thesis.txt").write_text("dear")
-    with pytest.raises(deploy.DeployError, match="not overwritten"):
-        deploy.build_site(tiny_onnx, "fp32", TOOLS, full)
-    with pytest.raises(prompt.SchemaError):
-        deploy.build_site(
-            tiny_onnx, "fp32", [{"name": "f", "parameters": {"type": ["x"]}}, {"name": "f"}], tmp_path / "out"
-        )
+    with pytest.raises(DeployError, match="not overwritten"):
+        build_site(tiny_onnx, "fp32", TOOLS, full)
+    with pytest.raises(SchemaError):
+        build_site(tiny_onnx, "fp32", [{"name": "f", "parameters": {"type": ["x"]}}, {"name": "f"}], tmp_path / "out")
     assert (full / "thesis.txt").read_text() == "dear" and sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
 
 
@@ -125,8 +134,8 @@ def test_refusals_are_one_line(tiny_onnx, tmp_path):
 def packed_site(tiny_onnx, tmp_path_factory):
     """A site with a 4-bit variant; its activations stay floats, as they do in WASM."""
     base = tmp_path_factory.mktemp("packed")
-    quantize.quantize(tiny_onnx, "q4", base / "model", recipe=quantize.Recipe(method="rtn", accuracy=0))
-    deploy.build_site(base / "model", "q4", TOOLS, base / "site", examples=QUERIES, max_tokens=12)
+    quantize(tiny_onnx, "q4", base / "model", recipe=Recipe(method="rtn", accuracy=0))
+    build_site(base / "model", "q4", TOOLS, base / "site", examples=QUERIES, max_tokens=12)
     return base / "site"
 
 
@@ -146,7 +155,7 @@ def test_the_wide_graph_shares_the_data(packed_site):
 def test_both_graphs_give_the_same_tokens_in_chromium(packed_site):
     answers = {}
     for memory in ("auto", "small"):
-        rows = deploy.try_in_browser(packed_site, QUERIES, memory=memory, timeout=90)
+        rows = try_in_browser(packed_site, QUERIES, memory=memory, timeout=90)
         assert rows[0]["page"]["wide"] == (memory == "auto") and rows[0]["page"]["complaints"] == []
         assert ("stay packed" in rows[0]["page"]["why"]) == (memory == "small")
         answers[memory] = [row["ids"] for row in rows]
@@ -166,7 +175,7 @@ def served(tmp_path_factory):
     (folder / "site/.hidden").write_text("hidden")
     (folder / "site/sub").mkdir()
     (folder / "site/link").symlink_to(folder / "secret.txt")
-    with deploy.serving(folder / "site") as url:
+    with serving(folder / "site") as url:
         yield url
 
 
@@ -205,19 +214,19 @@ def test_nothing_outside_the_folder(served, path):
 
 def test_only_this_machine(served):
     assert get(served, "/", Host="evil.example")[0] == 403
-    server = deploy.make_server(Path(__file__).parent.parent / "web")
+    server = make_server(Path(__file__).parent.parent / "web")
     try:
         assert server.server_address[0] == "127.0.0.1"
-        with pytest.raises(deploy.DeployError, match="cannot be used"):
-            deploy.make_server(Path(__file__).parent.parent / "web", server.server_port)
+        with pytest.raises(DeployError, match="cannot be used"):
+            make_server(Path(__file__).parent.parent / "web", server.server_port)
     finally:
         server.server_close()
-    with pytest.raises(deploy.DeployError, match=r"holds no index\.html"):
-        deploy.make_server(Path(__file__).parent / "data")
+    with pytest.raises(DeployError, match=r"holds no index\.html"):
+        make_server(Path(__file__).parent / "data")
 
 
 def test_without_isolation_the_two_headers_are_left_out(site):
-    with deploy.serving(site, isolated=False) as url:
+    with serving(site, isolated=False) as url:
         assert "Cross-Origin-Opener-Policy" not in get(url, "/")[1]
 
 
@@ -226,27 +235,27 @@ def test_without_isolation_the_two_headers_are_left_out(site):
 
 def test_a_missing_browser_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("FGTUNE_CHROMIUM", str(tmp_path / "none"))
-    with pytest.raises(node.ToolMissing, match="FGTUNE_CHROMIUM"):
-        deploy.find_chromium()
+    with pytest.raises(ToolMissing, match="FGTUNE_CHROMIUM"):
+        find_chromium()
     monkeypatch.delenv("FGTUNE_CHROMIUM")
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(deploy, "MAC_BROWSERS", ())
-    with pytest.raises(node.ToolMissing, match="no Chromium-based browser"):
-        deploy.find_chromium()
+    monkeypatch.setattr(browser, "MAC_BROWSERS", ())
+    with pytest.raises(ToolMissing, match="no Chromium-based browser"):
+        find_chromium()
 
 
 @pytest.fixture(scope="module")
 def scenarios(site):
     """Every scenario of tests/browser/scenarios.mjs, run once."""
-    from fgtune_helpers.node import find_package
+    from fgtune.runtimes.node import find_package
 
-    with deploy.serving(site) as isolated, deploy.serving(site, isolated=False) as plain:
-        job = deploy.browser_job(
+    with serving(site) as isolated, serving(site, isolated=False) as plain:
+        job = browser_job(
             isolated=isolated, plain=plain, queries=QUERIES, names=list(SCENARIOS), maxTokens=MAX_TOKENS,
             axe=str(find_package("axe-core") / "axe.min.js"), wasm=str(site / "runtime/ort-wasm-simd-threaded.wasm"),
             timeout=float(os.environ.get("FGTUNE_BROWSER_TIMEOUT", 90)) * 1000,
         )  # fmt: skip
-        answers = deploy.run_browser(job, Path(__file__).parent / "browser" / "scenarios.mjs")
+        answers = run_browser(job, Path(__file__).parent / "browser" / "scenarios.mjs")
     return {answer["name"]: answer for answer in answers if "name" in answer}
 
 
@@ -259,37 +268,35 @@ def test_in_chromium(scenarios, name):
 @pytest.mark.browser
 def test_every_device_gives_the_tokens_of_node(scenarios, site):
     cold, changed = scenarios["cold_warm_offline"], scenarios["other_tools"]
-    with node.NodeGenerator(site / "model", "fp32", max_tokens=MAX_TOKENS) as generator:
+    with NodeGenerator(site / "model", "fp32", max_tokens=MAX_TOKENS) as generator:
         assert cold["ids"] == generator.generate_ids(cold["prompts"])
         assert changed["ids"] == generator.generate_ids(changed["prompts"])
     assert scenarios["one_thread"]["ids"] == cold["ids"][:1]
     assert scenarios["webgpu"]["ids"] == [cold["ids"][0][:4]]
     for text, query in zip(cold["prompts"], QUERIES, strict=True):
-        messages = [{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": query}]
-        assert text == prompt.render(messages, TOOLS, add_generation_prompt=True)
+        messages = [{"role": "developer", "content": TRIGGER}, {"role": "user", "content": query}]
+        assert text == render(messages, TOOLS, add_generation_prompt=True)
 
 
 @pytest.mark.browser
 def test_a_constrained_site_holds_answers_without_being_asked(tiny_onnx, tmp_path):
     """Calls of a random model fit the tools, and what is copied is a word of the question."""
     out, copied = tmp_path / "site", ["get_weather.city", "web_search.query"]
-    deploy.build_site(tiny_onnx, "fp32", TOOLS, out, max_tokens=120, prefix=False, constrained=True, copied=copied)
-    rows = deploy.try_in_browser(out, ["Look up Łódź, please"], timeout=90)
-    rows += deploy.try_in_browser(out, ["Look up Łódź, please"], constrained="call", timeout=90)
+    build_site(tiny_onnx, "fp32", TOOLS, out, max_tokens=120, prefix=False, constrained=True, copied=copied)
+    rows = try_in_browser(out, ["Look up Łódź, please"], timeout=90)
+    rows += try_in_browser(out, ["Look up Łódź, please"], constrained="call", timeout=90)
     assert all(row["grammar_ms"] is not None for row in rows) and rows[1]["error"] is None
     said = [value for call in rows[1]["calls"] for key, value in call["arguments"].items() if key in ("city", "query")]
-    assert said and all(is_copied(value, "Look up Łódź, please") for value in said)
+    assert said and all(is_verbatim(value, "Look up Łódź, please") for value in said)
 
 
 @pytest.mark.browser
 def test_try_in_browser_asks_through_the_page(site, tmp_path):
-    rows = deploy.try_in_browser(
-        site, [{"userQuery": QUERIES[0]}], constrained="call", screenshots=tmp_path, timeout=90
-    )
+    rows = try_in_browser(site, [{"userQuery": QUERIES[0]}], constrained="call", screenshots=tmp_path, timeout=90)
     assert [row["query"] for row in rows] == QUERIES[:1]
     assert rows[0]["calls"] and rows[0]["error"] is None and rows[0]["ttft"] > 0
     assert rows[0]["page"]["prefix"] == "shipped" and rows[0]["page"]["complaints"] == []
     assert rows[0]["reused_tokens"] == rows[0]["page"]["prefixTokens"]
     assert {Path(path).name for path in rows[0]["screenshots"]} == {"before.png", "answer.png", "dark.png", "phone.png"}
-    with pytest.raises(deploy.DeployError, match="no case"):
-        deploy.try_in_browser(site, [])
+    with pytest.raises(DeployError, match="no case"):
+        try_in_browser(site, [])

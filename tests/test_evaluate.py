@@ -2,9 +2,10 @@
 
 import pytest
 
-from fgtune_helpers.calls import Call, format_call
-from fgtune_helpers.data import Case
-from fgtune_helpers.evaluate import Comparison, Scorecard, judge, score, wilson
+from fgtune.data.rows import Case
+from fgtune.evaluation.judging import judge
+from fgtune.evaluation.scorecards import Comparison, Scorecard, score, wilson
+from fgtune.format.calls import Call, format_call
 from fgtune_helpers.plots import plot_sizes
 
 TOOLS = (

@@ -11,17 +11,13 @@ import numpy as np
 import onnx
 import pytest
 
-from fgtune_helpers.base import resolve_base, write_config
-from fgtune_helpers.export import (
-    ExportError,
-    announce,
-    embedding_scale,
-    export_onnx,
-    layer_kinds,
-    model_file,
-    rope_settings,
-)
-from fgtune_helpers.ort import OrtError, OrtModel
+from fgtune.core.errors import ExportError
+from fgtune.engines.ort import OrtError, OrtModel
+from fgtune.export.layout import model_file, write_transformers_js_config
+from fgtune.export.onnx import export_onnx
+from fgtune.models.base import resolve_base
+from fgtune.models.gemma3 import embedding_scale, layer_kinds, rope_settings
+from fgtune.models.tokenizer_files import write_config
 
 WINDOW = 16
 SIZES = {
@@ -108,7 +104,7 @@ def run_in_steps(model: OrtModel, ids: list[int], cuts: list[int]) -> np.ndarray
 
 @pytest.mark.parametrize("cuts", [[], [5], [WINDOW - 1], [WINDOW, WINDOW + 1], [30, 31, 32, 33, 50]])
 def test_logits_are_those_of_mlx_with_and_without_a_past(fused, exported, cuts):
-    from fgtune_helpers.quantize import MlxLogits
+    from fgtune.evaluation.divergence import MlxLogits
 
     ids = random_ids(60)
     reference = MlxLogits(fused).logits(ids)
@@ -187,7 +183,7 @@ def test_a_killed_export_leaves_no_graph_that_lies(fused, tmp_path, monkeypatch)
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fgtune_helpers.export.Float32.head", killed)
+    monkeypatch.setattr("fgtune.export.writers.Float32Writer.head", killed)
     with pytest.raises(KeyboardInterrupt):
         export_onnx(fused, tmp_path, max_positions=64)
     left = {path.name: path.read_bytes() for path in (tmp_path / "onnx").iterdir()}
@@ -290,7 +286,7 @@ def test_announce_names_what_is_there(exported, tmp_path):
     shutil.copytree(exported[0], out)
     for name in ("model_q4.onnx", "model_q4.onnx_data", "model_q4.onnx_data_1", "model_q4s.onnx"):
         (out / "onnx" / name).write_bytes(b"x")
-    entry = announce(out)
+    entry = write_transformers_js_config(out)
     assert entry["use_external_data_format"] == {"model.onnx": 1, "model_q4.onnx": 2}
     assert entry["device_config"] == {"wasm": {"dtype": "q4"}, "cpu": {"dtype": "q4"}}
     assert model_file("q4s") == "model_q4s.onnx"

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fgtune_helpers import blas, fuse, train
-from fgtune_helpers.base import resolve_base
+from fgtune.core import blas
+from fgtune.models.adapters import add_lora, load_model, save_adapters
+from fgtune.models.base import resolve_base
+from fgtune.models.fuse import FuseError, fuse
 
 mx = blas.mlx()
 IDS = [2, 400, 500, 600, 700, 106]
@@ -23,27 +25,27 @@ def adapters(tiny, folder, kind, layers=-1, scale=4.0):
     """Adapters of `kind` with random values, saved; returns the logits of base + adapters."""
     from mlx.utils import tree_flatten, tree_unflatten
 
-    model, _ = train.load_model(tiny)
-    train.add_lora(model, 4, scale, 0.0, layers, kind)
+    model, _ = load_model(tiny)
+    add_lora(model, 4, scale, 0.0, layers, kind)
     mx.random.seed(2)
     stirred = [(k, v + 0.05 * mx.random.normal(v.shape)) for k, v in tree_flatten(model.trainable_parameters())]
     model.update(tree_unflatten(stirred))
-    train.save_adapters(model, folder)
+    save_adapters(model, folder)
     return np.array(model(mx.array([IDS])))
 
 
 @pytest.mark.parametrize("kind, layers, merged", [("lora", -1, 42), ("lora", 2, 14), ("dora", -1, 42), ("full", 3, 39)])
 def test_fused_model_says_the_same(tiny, tmp_path, kind, layers, merged):
     want = adapters(tiny, tmp_path / "adapters", kind, layers)
-    report = fuse.fuse(tiny, tmp_path / "adapters", tmp_path / "fused")
+    report = fuse(tiny, tmp_path / "adapters", tmp_path / "fused")
     assert report.merged == merged and report.max_delta > 0.01 and report.left == () and report.dtype == "float32"
     base, fused = load_file(tiny / "model.safetensors"), load_file(tmp_path / "fused" / "model.safetensors")
     assert {k: v.shape for k, v in base.items()} == {k: v.shape for k, v in fused.items()}
     assert sum(not np.array_equal(base[k], fused[k]) for k in base) == merged
     assert report.tensors == len(fused) and report.parameters == sum(v.size for v in fused.values())
-    model, _ = train.load_model(tmp_path / "fused")
+    model, _ = load_model(tmp_path / "fused")
     assert np.abs(np.array(model(mx.array([IDS]))) - want).max() < 1e-4 * np.abs(want).max()
-    base_model, _ = train.load_model(tiny)
+    base_model, _ = load_model(tiny)
     assert np.abs(np.array(base_model(mx.array([IDS]))) - want).max() > 0.01  # the adapters did something
 
 
@@ -52,7 +54,7 @@ def test_transformers_reads_the_fused_model(tiny, tmp_path):
     from transformers import AutoConfig, AutoTokenizer, Gemma3ForCausalLM
 
     want = adapters(tiny, tmp_path / "adapters", "lora")
-    fuse.fuse(tiny, tmp_path / "adapters", tmp_path / "fused")
+    fuse(tiny, tmp_path / "adapters", tmp_path / "fused")
     config = AutoConfig.from_pretrained(tmp_path / "fused")
     assert config.model_type == "gemma3_text" and config.eos_token_id == [1, 50, 106]
     model = Gemma3ForCausalLM.from_pretrained(tmp_path / "fused").eval()
@@ -71,7 +73,7 @@ def test_agrees_with_mlx_lms_own_fuse(tiny, tmp_path):
     from mlx_lm.utils import load
 
     adapters(tiny, tmp_path / "adapters", "dora")
-    fuse.fuse(tiny, tmp_path / "adapters", tmp_path / "fused")
+    fuse(tiny, tmp_path / "adapters", tmp_path / "fused")
     model, _ = load(str(tiny), adapter_path=str(tmp_path / "adapters"))
     model.update_modules(tree_unflatten([(n, m.fuse()) for n, m in model.named_modules() if hasattr(m, "fuse")]))
     theirs, ours = dict(tree_flatten(model.parameters())), load_file(tmp_path / "fused" / "model.safetensors")
@@ -82,17 +84,17 @@ def test_agrees_with_mlx_lms_own_fuse(tiny, tmp_path):
 @pytest.mark.parametrize("dtype, size", [("bfloat16", 2), ("float16", 2)])
 def test_other_dtypes(tiny, tmp_path, dtype, size):
     adapters(tiny, tmp_path / "adapters", "lora")
-    report = fuse.fuse(tiny, tmp_path / "adapters", tmp_path / "fused", dtype)
+    report = fuse(tiny, tmp_path / "adapters", tmp_path / "fused", dtype)
     assert report.dtype == dtype and abs(report.bytes - size * report.parameters) < 20_000
     assert json.loads((tmp_path / "fused" / "config.json").read_text())["torch_dtype"] == dtype
 
 
 def test_what_does_not_fit_is_refused(tiny, tmp_path):
     adapters(tiny, tmp_path / "a", "lora")
-    with pytest.raises(fuse.FuseError, match="dtype"):
-        fuse.fuse(tiny, tmp_path / "a", tmp_path / "x", "int8")
-    with pytest.raises(fuse.FuseError, match=r"holds no model\*\.safetensors"):
-        fuse.fuse(tmp_path / "a", tmp_path / "a", tmp_path / "x")
+    with pytest.raises(FuseError, match="dtype"):
+        fuse(tiny, tmp_path / "a", tmp_path / "x", "int8")
+    with pytest.raises(FuseError, match=r"holds no model\*\.safetensors"):
+        fuse(tmp_path / "a", tmp_path / "a", tmp_path / "x")
     good = load_file(tmp_path / "a" / "adapters.safetensors")
 
     def changed(name, weights, **settings):
@@ -113,6 +115,6 @@ def test_what_does_not_fit_is_refused(tiny, tmp_path):
         "empty": ({"nothing.lora_b": good[first]}, {}, "not understood"),
     }
     for name, (weights, settings, said) in cases.items():
-        with pytest.raises(fuse.FuseError, match=said):
-            fuse.fuse(tiny, changed(name, weights, **settings), tmp_path / "x")
+        with pytest.raises(FuseError, match=said):
+            fuse(tiny, changed(name, weights, **settings), tmp_path / "x")
     assert not (tmp_path / "x").exists()

@@ -5,8 +5,15 @@ import random
 import numpy as np
 import pytest
 
-from fgtune_helpers import blas, forward, generate, torch_decode, torch_step, train
-from fgtune_helpers.base import resolve_base
+from fgtune.core import blas
+from fgtune.data.prefixes import common_prefix
+from fgtune.engines import mlx_forward, torch_decoder, torch_support
+from fgtune.engines.argmax import ExactArgmax
+from fgtune.engines.mlx_forward import run_prefix
+from fgtune.engines.torch_decoder import TorchDecoder
+from fgtune.models.adapters import add_lora, load_model
+from fgtune.models.base import resolve_base
+from fgtune.runtimes.mlx import MlxGenerator
 
 mx = blas.mlx()
 WINDOW = 128
@@ -29,7 +36,7 @@ def model():
     """The tiny model with its layers stirred, so that what it says hangs on all it has read."""
     from mlx.utils import tree_flatten, tree_unflatten
 
-    model, _ = train.load_model(resolve_base("tiny").path)
+    model, _ = load_model(resolve_base("tiny").path)
     mx.random.seed(3)
     weights = [(k, v) for k, v in tree_flatten(model.parameters()) if v.ndim == 2 and "layers" in k]
     model.update(tree_unflatten([(k, v + 0.3 * mx.random.normal(v.shape)) for k, v in weights]))
@@ -50,7 +57,7 @@ def prompts(shared, lengths, seed=0):
 def way(request, monkeypatch):
     """Both decoders: torch's on this CPU, MLX's as on a GPU."""
     if request.param == "mlx":
-        monkeypatch.setattr(torch_step, "why_not", lambda model: "the test says so")
+        monkeypatch.setattr(torch_support, "unsupported_reason", lambda model: "the test says so")
     return request.param
 
 
@@ -79,20 +86,20 @@ def by_mlx_lm(model, prompt, tokens, stops=(1, 50, 106)):
 )
 def test_equals_mlx_lm_token_by_token(model, way, shared, lengths):
     asked = prompts(shared, lengths, seed=shared)
-    found = generate.MlxGenerator(model, Numbers, max_tokens=16).generate_ids(asked)
+    found = MlxGenerator(model, Numbers, max_tokens=16).generate_ids(asked)
     assert found == [by_mlx_lm(model, p, 16) for p in asked]
 
 
 @pytest.mark.parametrize("shared", [20, 100, 120, 300])
 def test_logits_of_every_step_are_the_models(model, way, shared, monkeypatch):
     """Forced tokens, so that nothing is hidden by an argmax: rows of three lengths, through and beyond the window."""
-    monkeypatch.setattr(torch_decode, "GROW", 4)
+    monkeypatch.setattr(torch_decoder, "GROW", 4)
     rng = random.Random(shared)
     rows = [Numbers.encode(p) for p in prompts(shared, [2, 9, 30])]
-    prefix = forward.run_prefix(model, mx.array(rows[0][:shared]))
-    maker = generate.MlxGenerator(model, Numbers)
+    prefix = run_prefix(model, mx.array(rows[0][:shared]))
+    maker = MlxGenerator(model, Numbers)
     state = maker._decoder()([r[shared:] for r in rows], prefix)
-    assert isinstance(state, torch_decode.TorchDecoder) == (way == "torch")
+    assert isinstance(state, TorchDecoder) == (way == "torch")
     for step in range(12):
         logits = maker._logits(state)
         for i, row in enumerate(rows):
@@ -117,16 +124,16 @@ def test_most_likely_is_float32s_choice_even_where_bfloat16_errs():
     want = (hidden @ table.T).argmax(dim=1).tolist()
     coarse = (hidden.bfloat16() @ table.bfloat16().T).argmax(dim=1).tolist()
     assert sum(a != b for a, b in zip(want, coarse)) > 5, "this test would show nothing"
-    assert generate.MostLikely(table)(hidden) == want
-    alike = generate.MostLikely(torch.ones(2000, 64))  # more candidates than are looked at one by one
+    assert ExactArgmax(table)(hidden) == want
+    alike = ExactArgmax(torch.ones(2000, 64))  # more candidates than are looked at one by one
     assert alike(torch.ones(2, 64)) == [0, 0]
 
 
 def test_decoding_is_the_same_with_and_without_most_likely(model):
     asked = prompts(60, [12, 3, 25, 8])
-    maker = generate.MlxGenerator(model, Numbers, max_tokens=12)
+    maker = MlxGenerator(model, Numbers, max_tokens=12)
     found = []
-    for maker.most_likely in (None, generate.MostLikely.of(model)):
+    for maker.exact_argmax in (None, ExactArgmax.of(model)):
         found.append(maker.generate_ids(asked))
     assert found[0] == found[1]
 
@@ -136,9 +143,9 @@ def test_what_is_said_follows_the_adapters(way, kind):
     """One generator over a model that trains: every call sees the weights of the moment, as mlx-lm does."""
     from mlx.utils import tree_flatten, tree_unflatten
 
-    model, _ = train.load_model(resolve_base("tiny").path)
-    train.add_lora(model, 4, 20.0, fine_tune_type=kind)
-    maker, asked = generate.MlxGenerator(model, Numbers, max_tokens=6, stop_ids=[]), prompts(60, [12, 3])
+    model, _ = load_model(resolve_base("tiny").path)
+    add_lora(model, 4, 20.0, fine_tune_type=kind)
+    maker, asked = MlxGenerator(model, Numbers, max_tokens=6, stop_ids=[]), prompts(60, [12, 3])
     found = []
     for _ in range(2):
         fresh = [(k, v + 0.3 * mx.random.normal(v.shape)) for k, v in tree_flatten(model.trainable_parameters())]
@@ -150,17 +157,17 @@ def test_what_is_said_follows_the_adapters(way, kind):
 
 def test_batch_size_and_order_do_not_matter(model):
     asked = prompts(60, [12, 3, 25, 8, 17])
-    whole = generate.MlxGenerator(model, Numbers, max_tokens=8).generate_ids(asked)
-    assert generate.MlxGenerator(model, Numbers, max_tokens=8, batch_size=2).generate_ids(asked) == whole
-    assert generate.MlxGenerator(model, Numbers, max_tokens=8).generate_ids(asked[::-1]) == whole[::-1]
-    assert [generate.MlxGenerator(model, Numbers, max_tokens=8).generate_ids([p])[0] for p in asked] == whole
+    whole = MlxGenerator(model, Numbers, max_tokens=8).generate_ids(asked)
+    assert MlxGenerator(model, Numbers, max_tokens=8, batch_size=2).generate_ids(asked) == whole
+    assert MlxGenerator(model, Numbers, max_tokens=8).generate_ids(asked[::-1]) == whole[::-1]
+    assert [MlxGenerator(model, Numbers, max_tokens=8).generate_ids([p])[0] for p in asked] == whole
 
 
 def test_rows_end_at_their_own_stop_token(model):
     asked = prompts(60, [12, 3, 25, 8])
-    free = generate.MlxGenerator(model, Numbers, max_tokens=10, stop_ids=[]).generate_ids(asked)
+    free = MlxGenerator(model, Numbers, max_tokens=10, stop_ids=[]).generate_ids(asked)
     stops = {free[1][2], free[3][6]}
-    generator = generate.MlxGenerator(model, Numbers, max_tokens=10, stop_ids=stops)
+    generator = MlxGenerator(model, Numbers, max_tokens=10, stop_ids=stops)
     ended = generator.generate_ids(asked)
     for ids, cut, finished in zip(free, ended, generator.finished):
         at = next((i for i, token in enumerate(ids) if token in stops), len(ids))
@@ -172,18 +179,18 @@ def test_rows_end_at_their_own_stop_token(model):
 def test_several_tool_sets_are_decoded_apart(model, monkeypatch):
     """Prompts of two developer turns (they end with token 106): each keeps its own prefix."""
     ran = []
-    real = forward.run_prefix
-    monkeypatch.setattr(forward, "run_prefix", lambda m, ids, *a: ran.append(ids.shape[0]) or real(m, ids, *a))
+    real = run_prefix
+    monkeypatch.setattr(mlx_forward, "run_prefix", lambda m, ids, *a: ran.append(ids.shape[0]) or real(m, ids, *a))
     asked = prompts(40, [4, 9], seed=1) + prompts(50, [6, 2], seed=2)
     asked = [" ".join(p.split()[:30] + ["106"] + p.split()[30:]) for p in asked]
-    found = generate.MlxGenerator(model, Numbers, max_tokens=6, stop_ids=[1, 50]).generate_ids(asked)
+    found = MlxGenerator(model, Numbers, max_tokens=6, stop_ids=[1, 50]).generate_ids(asked)
     assert found == [by_mlx_lm(model, p, 6, (1, 50)) for p in asked]
     assert ran == [41, 51]  # 40 and 50 shared tokens, and the end of the turn
 
 
 def test_next_logits_are_the_models(model):
     asked = prompts(140, [1, 4, 9])
-    found = generate.MlxGenerator(model, Numbers).next_logits(asked)
+    found = MlxGenerator(model, Numbers).next_logits(asked)
     assert found.dtype == np.float32 and found.shape == (3, model.args.vocab_size)
     for row, prompt in zip(found, asked):
         want = np.array(model(mx.array([Numbers.encode(prompt)]))[0, -1])
@@ -191,8 +198,8 @@ def test_next_logits_are_the_models(model):
 
 
 def test_text_comes_back_with_special_tokens():
-    model, tokenizer = train.load_model(resolve_base("tiny").path)
-    maker = generate.MlxGenerator(model, tokenizer, max_tokens=4)
+    model, tokenizer = load_model(resolve_base("tiny").path)
+    maker = MlxGenerator(model, tokenizer, max_tokens=4)
     prompt = "<bos><start_of_turn>user\nhello<end_of_turn>\n<start_of_turn>model\n"
     (ids,), (text,) = maker.generate_ids([prompt]), maker.generate([prompt])
     assert text == tokenizer.decode(ids, skip_special_tokens=False)
@@ -202,15 +209,15 @@ def test_text_comes_back_with_special_tokens():
 
 def test_bad_input_is_refused(model):
     with pytest.raises(ValueError, match="prompt 2 is empty"):
-        generate.MlxGenerator(model, Numbers).generate_ids(["2 300", ""])
+        MlxGenerator(model, Numbers).generate_ids(["2 300", ""])
     for wrong in ({"max_tokens": 0}, {"batch_size": 0}):
         with pytest.raises(ValueError, match="1 or more"):
-            generate.MlxGenerator(model, Numbers, **wrong)
+            MlxGenerator(model, Numbers, **wrong)
 
 
 def test_common_prefix():
-    assert generate.common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
-    assert generate.common_prefix([[1, 2], [1, 2, 4]]) == 1  # every row keeps a token of its own
-    assert generate.common_prefix([[1, 2, 3]]) == 2
-    assert generate.common_prefix([[1], [2]]) == 0
-    assert generate.common_prefix([]) == 0
+    assert common_prefix([[1, 2, 3], [1, 2, 4]]) == 2
+    assert common_prefix([[1, 2], [1, 2, 4]]) == 1  # every row keeps a token of its own
+    assert common_prefix([[1, 2, 3]]) == 2
+    assert common_prefix([[1], [2]]) == 0
+    assert common_prefix([]) == 0

@@ -6,9 +6,17 @@ import random
 import numpy as np
 import pytest
 
-from fgtune_helpers import calls, grammar, prompt
-from fgtune_helpers.base import resolve_base
-from fgtune_helpers.stage import project_root
+from fgtune.core.project import project_root
+from fgtune.data.verbatim import verbatim_arguments
+from fgtune.evaluation.coverage import refused_calls
+from fgtune.format import grammar as grammar_module
+from fgtune.format.calls import Call, format_call, parse_calls
+from fgtune.format.grammar import GrammarError, tool_grammar
+from fgtune.format.template import TRIGGER, render
+from fgtune.format.tokens import TOKEN_IDS
+from fgtune.models.base import resolve_base
+from fgtune.runtimes.constrained import Grammar
+from fgtune.runtimes.onnxruntime import OrtGenerator
 
 TOOLS = [
     {"name": "ping", "parameters": {"type": "object", "properties": {}}},
@@ -42,7 +50,7 @@ def folder():
 
 @pytest.fixture(scope="module")
 def rules(folder):
-    return grammar.Grammar(folder)
+    return Grammar(folder)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,7 @@ def test_random_scores_give_valid_answers(rules, tokenizer, text):
         else:
             continue
         answer = tokenizer.decode(made, skip_special_tokens=False)
-        for call in calls.parse_calls(answer):  # raises when malformed
+        for call in parse_calls(answer):  # raises when malformed
             seen.add(call.name)
             schema = json.loads(json.dumps(BY_NAME[call.name]).replace("STRING", "string"))
             jsonschema.validate(call.arguments, schema | {"additionalProperties": False})
@@ -106,7 +114,7 @@ def test_the_gold_calls_of_the_examples_are_allowed(rules, tokenizer):
         expected = [call for call in row.get("expectedToolCalls") or [] if "arguments" in call]
         if not expected:
             continue
-        text = "".join(calls.format_call(calls.Call(call["name"], call["arguments"])) for call in expected)
+        text = "".join(format_call(Call(call["name"], call["arguments"])) for call in expected)
         assert fits(constraint, ids_of(tokenizer, text + "<start_function_response>")), text
         checked += 1
     assert checked > 30
@@ -143,11 +151,11 @@ def test_tokenizer_and_logits_may_differ_in_size(folder, tokenizer, tmp_path, mo
         config["vocab_size"] += more
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "tokenizer.json").write_text(json.dumps(found))
-    constraint = grammar.Grammar(tmp_path).constraint(TOOLS)
+    constraint = Grammar(tmp_path).constraint(TOOLS)
     constraint.start()
     allowed = constraint.allowed()
     assert len(allowed) == config["vocab_size"] and not allowed[tokenizer.get_vocab_size() :].any()
-    assert allowed[grammar.TOKEN_IDS["call"]] and constraint.accept(grammar.TOKEN_IDS["call"])
+    assert allowed[TOKEN_IDS["call"]] and constraint.accept(TOKEN_IDS["call"])
 
 
 def test_without_tools_only_text_is_left(rules, tokenizer):
@@ -167,7 +175,7 @@ def test_control_tokens_cannot_be_spelled_in_ordinary_characters(rules, tokenize
 EXAMPLE = {
     "tools": TOOLS,
     "messages": [
-        {"role": "developer", "content": prompt.TRIGGER},
+        {"role": "developer", "content": TRIGGER},
         {"role": "user", "content": ""},
         {"role": "assistant", "tool_calls": []},
     ],
@@ -189,8 +197,8 @@ def test_what_every_example_copies_is_found():
     place = {"lat": 1, "lon": 2}
     cities = ["Rome", "Zürich", "St. John's", "New York", "Rio", "Oslo", "Łódź", "Bern", "Kyiv", "Cork"]
     rows = [example(f"How is {city}, in celsius?", city=city, at=place, Unit="celsius") for city in cities]
-    assert grammar.copied_arguments(rows) == {"weather.now.city": 10}
-    assert grammar.copied_arguments(rows[1:]) == {}
+    assert verbatim_arguments(rows) == {"weather.now.city": 10}
+    assert verbatim_arguments(rows[1:]) == {}
     for query, city in (
         ("In Romeo?", "Rome"),
         ("in rome", "Rome"),
@@ -198,10 +206,8 @@ def test_what_every_example_copies_is_found():
         ("in  Rome", " Rome"),
         ("x", ""),
     ):
-        assert grammar.copied_arguments([*rows, example(query, city=city, at=place)]) == {}
-    assert grammar.copied_arguments([*rows, example("Rome2 or Rome", city="Rome", at=place)]) == {
-        "weather.now.city": 11
-    }
+        assert verbatim_arguments([*rows, example(query, city=city, at=place)]) == {}
+    assert verbatim_arguments([*rows, example("Rome2 or Rome", city="Rome", at=place)]) == {"weather.now.city": 11}
 
 
 def test_answers_that_hold_other_words_are_refused(folder, tokenizer):
@@ -211,24 +217,24 @@ def test_answers_that_hold_other_words_are_refused(folder, tokenizer):
         def encode(self, text, add_special_tokens):
             return ids_of(tokenizer, text)
 
-    rules, at = grammar.Grammar(folder, ["weather.now.city"]), {"lat": 1, "lon": 2}
+    rules, at = Grammar(folder, ["weather.now.city"]), {"lat": 1, "lon": 2}
     good, other = example("How is Łódź?", at=at, city="Łódź"), example("How is Łódź?", at=at, city="Lodz")
     wrong = example("How is Łódź?", at=at, city="Łódź", days="three")
     for i, row in enumerate((good, other, wrong)):
         row["id"] = str(i)
-    assert grammar.refused_answers(rules, [good, other, wrong], Tokens()) == [other, wrong]
-    assert grammar.refused_answers(grammar.Grammar(folder), [good, other], Tokens()) == []
+    assert refused_calls(rules, [good, other, wrong], Tokens()) == [other, wrong]
+    assert refused_calls(Grammar(folder), [good, other], Tokens()) == []
 
 
 def test_what_was_said_is_everything_after_the_developer():
     messages = [
-        {"role": "developer", "content": prompt.TRIGGER},
+        {"role": "developer", "content": TRIGGER},
         {"role": "user", "content": "Weather in\nBérn?"},
         {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "ping", "arguments": {}}}]},
         {"role": "tool", "content": [{"name": "ping", "response": {"value": "user\nSunny"}}]},
     ]
-    assert grammar.said(prompt.render(messages[:2], TOOLS, True)) == ["Weather in\nBérn?"]
-    heard = grammar.said(prompt.render(messages, TOOLS, True))
+    assert grammar_module.said(render(messages[:2], TOOLS, True)) == ["Weather in\nBérn?"]
+    heard = grammar_module.said(render(messages, TOOLS, True))
     assert heard[0] == "Weather in\nBérn?" and "user\nSunny" in heard
     assert not any("Paris" in text or "weather.now" in text for text in heard)
 
@@ -268,9 +274,9 @@ COPYING = [
     ],
 )
 def test_a_copied_argument_holds_words_of_the_request(folder, tokenizer, said, arguments, allowed):
-    rules = grammar.Grammar(folder, ["note.text", "note.tags"])
-    messages = [{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": said}]
-    constraint = rules.constraint(COPYING, prompt.render(messages, COPYING, True))
+    rules = Grammar(folder, ["note.text", "note.tags"])
+    messages = [{"role": "developer", "content": TRIGGER}, {"role": "user", "content": said}]
+    constraint = rules.constraint(COPYING, render(messages, COPYING, True))
     text = f"<start_function_call>call:note{{{arguments}}}<end_function_call><start_function_response>"
     assert fits(constraint, ids_of(tokenizer, text)) is allowed
 
@@ -280,26 +286,26 @@ QUERIES = ["Weather in Paris?", "Ping it", "Is it loud in Rome tomorrow?"]
 
 def prompts_of(queries):
     return [
-        prompt.render([{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": q}], TOOLS, True)
+        render([{"role": "developer", "content": TRIGGER}, {"role": "user", "content": q}], TOOLS, True)
         for q in queries
     ]
 
 
 def test_the_untuned_model_makes_no_malformed_call(tiny_onnx):
     """Every call is whole and its city a word of the question, in a batch as alone."""
-    from fgtune_helpers import ort
+    pass
 
-    generator = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=400)
+    generator = OrtGenerator(tiny_onnx, "fp32", max_tokens=400)
     prompts = prompts_of(QUERIES)
     plain = generator.generate(prompts)
-    rules = grammar.Grammar(tiny_onnx, ["weather.now.city"])
+    rules = Grammar(tiny_onnx, ["weather.now.city"])
     constraints = [rules.constraint(TOOLS, each, text=False) for each in prompts]
     answers = generator.generate(prompts, constraints)
     assert answers != plain
     found = 0
     for query, answer, finished, constraint in zip(QUERIES, answers, generator.finished, constraints):
         assert constraint.ms_per_token > 0
-        for call in calls.parse_calls(answer) if finished else ():
+        for call in parse_calls(answer) if finished else ():
             assert call.name in BY_NAME and call.arguments.get("city", "Rome") in [*query.rstrip("?").split(), "Rome"]
             found += 1
     assert found
@@ -308,23 +314,23 @@ def test_the_untuned_model_makes_no_malformed_call(tiny_onnx):
 
 
 def test_mlx_and_onnxruntime_choose_the_same_tokens(tiny_onnx, folder):
-    from fgtune_helpers import ort
-    from fgtune_helpers.generate import MlxGenerator
-    from fgtune_helpers.train import load_model
+    pass
+    from fgtune.models.adapters import load_model
+    from fgtune.runtimes.mlx import MlxGenerator
 
-    prompts, rules = prompts_of(QUERIES), grammar.Grammar(folder, ["weather.now.city"])
+    prompts, rules = prompts_of(QUERIES), Grammar(folder, ["weather.now.city"])
     held = lambda: [rules.constraint(TOOLS, each, text=False) for each in prompts]
-    expected = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=48).generate_ids(prompts, held())
+    expected = OrtGenerator(tiny_onnx, "fp32", max_tokens=48).generate_ids(prompts, held())
     generator = MlxGenerator(*load_model(folder), max_tokens=48)
     assert generator.generate_ids(prompts, held()) == expected
-    generator.most_likely = None  # the other way, for models that torch's kernels do not know
+    generator.exact_argmax = None  # the other way, for models that torch's kernels do not know
     assert generator.generate_ids(prompts, held()) == expected
 
 
 def test_refusals_are_one_line():
-    with pytest.raises(grammar.GrammarError, match="no tool"):
-        grammar.tool_grammar([])
-    with pytest.raises(grammar.GrammarError, match="'date' is not known"):
-        grammar.tool_grammar([{"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "date"}}}}])
-    with pytest.raises(grammar.GrammarError, match="nothing is left"):
-        grammar.tool_grammar([], text=False, calls=False)
+    with pytest.raises(GrammarError, match="no tool"):
+        tool_grammar([])
+    with pytest.raises(GrammarError, match="'date' is not known"):
+        tool_grammar([{"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "date"}}}}])
+    with pytest.raises(GrammarError, match="nothing is left"):
+        tool_grammar([], text=False, calls=False)

@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from fgtune_helpers.node import find_node
-from fgtune_helpers.stage import project_root
+from fgtune.core.project import project_root
+from fgtune.runtimes.node import find_node
 
 SUITES = sorted((project_root() / "tests" / "js").glob("*.test.mjs"))
 

@@ -6,17 +6,10 @@ import pytest
 from hypothesis import given, settings
 from make_format_cases import tool_lists
 
-from fgtune_helpers.prompt import (
-    TRIGGER,
-    Finding,
-    SchemaError,
-    findings_table,
-    lint_examples,
-    lint_tools,
-    render,
-    repair_examples,
-    repair_tools,
-)
+from fgtune.format.findings import Finding, SchemaError, findings_table
+from fgtune.format.lint import lint_examples, repair_examples
+from fgtune.format.template import TRIGGER, render
+from fgtune.format.tools import lint_tools, repair_tools
 
 WEATHER = {
     "name": "get_weather",
@@ -132,7 +125,7 @@ def test_duplicate_tool_names_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("code", "schema", "mended"),
+    ("code", "schema", "normalized"),
     [
         ("nullable", {"type": ["string", "null"]}, {"type": "string"}),
         ("nullable", {"type": ["null", "STRING"]}, {"type": "STRING"}),
@@ -148,13 +141,13 @@ def test_duplicate_tool_names_are_refused():
         ("enum-null", {"type": "string", "enum": ["a", None]}, {"type": "string", "enum": ["a"]}),
     ],
 )
-def test_repairs_of_the_structure(code, schema, mended):
+def test_repairs_of_the_structure(code, schema, normalized):
     bad = tool(schema)
     bad["parameters"]["$defs"] = {"City": {"type": "string", "title": "City"}}
     [fixed], findings = repair_tools([bad], "tools.json")
     assert codes(findings) == {code}
     assert {finding.level for finding in findings} == {"repair"}
-    assert fixed["function"]["parameters"]["properties"]["p"] == {**mended, "description": "d"}
+    assert fixed["function"]["parameters"]["properties"]["p"] == {**normalized, "description": "d"}
     assert "$defs" not in fixed["function"]["parameters"]
     assert lint_tools([fixed]) == []
     assert render([{"role": "user", "content": "hi"}], [bad]) == render([{"role": "user", "content": "hi"}], [fixed])
@@ -197,9 +190,9 @@ def test_what_has_no_place_goes_into_the_description(schema, sentence):
     assert codes(findings, "repair") == ({"enum-not-string"} if sentence.startswith("One") else {"not-declared"})
     assert all(part in " ".join(map(str, findings)) for part in ("tools.json", "f", "p", sentence.split(". ")[0]))
     [fixed], _ = repair_tools([bad])
-    mended = fixed["function"]["parameters"]["properties"]["p"]
-    assert mended["description"] == f"d {sentence}"
-    assert schema.items() <= mended.items()  # arguments are still checked against it
+    normalized = fixed["function"]["parameters"]["properties"]["p"]
+    assert normalized["description"] == f"d {sentence}"
+    assert schema.items() <= normalized.items()  # arguments are still checked against it
     assert lint_tools([fixed]) == [] and repair_tools([fixed])[0] == [fixed]
     assert f"d {sentence}<escape>" in render([{"role": "user", "content": "hi"}], [fixed])
 

@@ -4,30 +4,35 @@ import json
 
 import pytest
 
-from fgtune_helpers import grammar, node, ort, prompt
-from fgtune_helpers.base import resolve_base
-from fgtune_helpers.calls import parse_calls
-from fgtune_helpers.stage import project_root
+from fgtune.core.errors import ToolMissing
+from fgtune.core.project import project_root
+from fgtune.data.verbatim import is_verbatim
+from fgtune.format.calls import parse_calls
+from fgtune.format.template import TRIGGER, render
+from fgtune.models.base import resolve_base
+from fgtune.runtimes.constrained import Grammar
+from fgtune.runtimes.node import NodeError, NodeGenerator, find_node, find_package
+from fgtune.runtimes.onnxruntime import OrtGenerator
 
 TOOLS = json.loads((project_root() / "examples" / "tools" / "everyday.json").read_text(encoding="utf-8"))[:3]
 QUERIES = ["What is 3 + 4?", "Weather in Paris, please", "find pictures of cats\nand dogs", "été à Zürich 🙂"]
 
 
 def messages(query):
-    return [{"role": "developer", "content": prompt.TRIGGER}, {"role": "user", "content": query}]
+    return [{"role": "developer", "content": TRIGGER}, {"role": "user", "content": query}]
 
 
-PROMPTS = [prompt.render(messages(query), TOOLS, add_generation_prompt=True) for query in QUERIES]
+PROMPTS = [render(messages(query), TOOLS, add_generation_prompt=True) for query in QUERIES]
 
 
 @pytest.fixture(scope="module")
 def generator(tiny_onnx):
-    with node.NodeGenerator(tiny_onnx, "fp32", max_tokens=12) as made:
+    with NodeGenerator(tiny_onnx, "fp32", max_tokens=12) as made:
         yield made
 
 
 def test_same_tokens_as_onnxruntime_with_and_without_the_shared_prefix(tiny_onnx, generator):
-    expected = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=12).generate_ids(PROMPTS)
+    expected = OrtGenerator(tiny_onnx, "fp32", max_tokens=12).generate_ids(PROMPTS)
     assert generator.generate_ids(PROMPTS) == expected
     shared = [row["reusedTokens"] for row in generator.stats]
     assert min(shared) > 100 and all(row["reusedTokens"] < row["promptTokens"] for row in generator.stats)
@@ -39,8 +44,8 @@ def test_same_tokens_as_onnxruntime_with_and_without_the_shared_prefix(tiny_onnx
 def test_both_grammars_let_the_same_tokens_through(tiny_onnx, generator):
     """A random model, which would say anything, says the same under Python's and under JavaScript's: calls of the
     tools, and in copied arguments words of the question."""
-    rules = grammar.Grammar(tiny_onnx, ["get_weather.city", "web_search.query"])
-    python, generator.max_tokens = ort.OrtGenerator(tiny_onnx, "fp32", max_tokens=60), 60
+    rules = Grammar(tiny_onnx, ["get_weather.city", "web_search.query"])
+    python, generator.max_tokens = OrtGenerator(tiny_onnx, "fp32", max_tokens=60), 60
     for options in ({}, {"text": False}):
         held = [rules.constraint(TOOLS, each, **options) for each in PROMPTS]
         expected = python.generate(PROMPTS, held)
@@ -51,7 +56,7 @@ def test_both_grammars_let_the_same_tokens_through(tiny_onnx, generator):
     for query, text, finished in zip(QUERIES, expected, python.finished):
         for call in parse_calls(text) if finished else ():
             copied += [(call.arguments[name], query) for name in ("city", "query") if name in call.arguments]
-    assert copied and all(grammar.is_copied(value, query) for value, query in copied)
+    assert copied and all(is_verbatim(value, query) for value, query in copied)
 
 
 def test_text_is_the_decoded_ids(generator):
@@ -94,45 +99,45 @@ def test_stop_ids_end_an_answer(tiny_onnx, tmp_path):
     graph.graph.node.append(onnx.helper.make_node("Add", ["plain_logits", "stop_bias"], ["logits"]))
     assert logits.name == "logits"
     onnx.save(graph, folder / "onnx" / "model.onnx", save_as_external_data=True, location="model.onnx_data")
-    with node.NodeGenerator(folder, "fp32", max_tokens=12) as made:
+    with NodeGenerator(folder, "fp32", max_tokens=12) as made:
         assert made.generate_ids(PROMPTS[:2]) == [[], []]
         assert made.finished == [True, True]
 
 
 def test_errors_are_one_line_and_the_process_goes_on(generator, tiny_onnx, tmp_path):
-    with pytest.raises(node.NodeError, match="user"):
+    with pytest.raises(NodeError, match="user"):
         generator.render([{"role": "nobody", "content": "x"}])
     assert generator.encode(["a"])[0]
     with pytest.raises(TypeError, match="list"):
         generator.generate("one string")
-    with pytest.raises(node.NodeError, match=r"config\.json"):
-        node.NodeGenerator(tmp_path, "fp32")
-    with pytest.raises(node.NodeError, match="unknown variant 'q5'"):
-        node.NodeGenerator(tiny_onnx, "q5")
-    with pytest.raises(node.NodeError, match=r"holds no onnx/model_q4\.onnx"):
-        node.NodeGenerator(tiny_onnx, "q4")
+    with pytest.raises(NodeError, match=r"config\.json"):
+        NodeGenerator(tmp_path, "fp32")
+    with pytest.raises(NodeError, match="unknown variant 'q5'"):
+        NodeGenerator(tiny_onnx, "q5")
+    with pytest.raises(NodeError, match=r"holds no onnx/model_q4\.onnx"):
+        NodeGenerator(tiny_onnx, "q4")
 
 
 def test_a_process_that_dies_is_reported(tiny_onnx):
-    made = node.NodeGenerator(tiny_onnx, "fp32", max_tokens=4)
+    made = NodeGenerator(tiny_onnx, "fp32", max_tokens=4)
     made.process.kill()
-    with pytest.raises(node.NodeError, match="Node stopped with status"):
+    with pytest.raises(NodeError, match="Node stopped with status"):
         made.generate(PROMPTS[:1])
 
 
 def test_missing_node_and_packages(monkeypatch, tmp_path):
     monkeypatch.setenv("FGTUNE_NODE", str(tmp_path / "none"))
-    with pytest.raises(node.ToolMissing, match="does not run"):
-        node.find_node()
+    with pytest.raises(ToolMissing, match="does not run"):
+        find_node()
     old = tmp_path / "node"
     old.write_text("#!/bin/sh\necho v16.0.0\n")
     old.chmod(0o755)
     monkeypatch.setenv("FGTUNE_NODE", str(old))
-    with pytest.raises(node.ToolMissing, match=r"v16\.0\.0, version 20"):
-        node.find_node()
+    with pytest.raises(ToolMissing, match=r"v16\.0\.0, version 20"):
+        find_node()
     monkeypatch.delenv("FGTUNE_NODE")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    with pytest.raises(node.ToolMissing, match=r"Node\.js 20 or later is needed"):
-        node.find_node()
-    with pytest.raises(node.ToolMissing, match="npm ci"):
-        node.find_package("no-such-package")
+    with pytest.raises(ToolMissing, match=r"Node\.js 20 or later is needed"):
+        find_node()
+    with pytest.raises(ToolMissing, match="npm ci"):
+        find_package("no-such-package")

@@ -6,9 +6,10 @@ import re
 import nbformat
 import pytest
 
+from fgtune.core.project import project_root
 from fgtune_helpers.params import PARAMETERS
 from fgtune_helpers.report import navigation, needs_line
-from fgtune_helpers.stage import STAGES, project_root
+from fgtune_helpers.stage import STAGES
 
 ROOT = project_root()
 NOTEBOOKS = {stage: ROOT / "notebooks" / f"{stage}.ipynb" for stage in STAGES}

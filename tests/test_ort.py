@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from test_export import make_model
 
-from fgtune_helpers.export import export_onnx
-from fgtune_helpers.generate import common_prefix
-from fgtune_helpers.ort import OrtError, OrtGenerator, OrtModel
-from fgtune_helpers.quantize import Recipe, quantize
+from fgtune.data.prefixes import common_prefix
+from fgtune.engines.ort import OrtError, OrtModel
+from fgtune.export.onnx import export_onnx
+from fgtune.quantize.recipes import Recipe
+from fgtune.quantize.variants import quantize
+from fgtune.runtimes.onnxruntime import OrtGenerator
 
 PREFIX = "<bos><start_of_turn>developer\nYou can call functions: weather, timer, lights.<end_of_turn>\n"
 PROMPTS = [
@@ -121,7 +123,13 @@ def test_logits_with_a_past_are_those_without(folder):
 def test_steps_into_one_past_leave_earlier_logits_alone(folder, tmp_path, variant):
     """The binding is kept from step to step; steps of one token and of more, each as without room for them."""
     if variant == "q4":
-        quantize(folder, variant, tmp_path, recipe=Recipe(method="rtn", embed_bits=4, own_words=True), words=[105, 107])
+        quantize(
+            folder,
+            variant,
+            tmp_path,
+            recipe=Recipe(method="rtn", embed_bits=4, mixed_precision_rows=True),
+            words=[105, 107],
+        )
         folder = tmp_path
     model, rng = OrtGenerator(folder, variant).model, np.random.default_rng(3)
     steps = [rng.integers(110, 2048, (1, count)) for count in (1, 1, 3, 2, 1)]

@@ -3,9 +3,10 @@
 import pytest
 import yaml
 
+from fgtune.core.project import project_root
 from fgtune_helpers.params import PARAMETERS, ParameterError, coerce
-from fgtune_helpers.pipeline import choose, load_params
-from fgtune_helpers.stage import STAGES, project_root
+from fgtune_helpers.runner import choose, load_params
+from fgtune_helpers.stage import STAGES
 
 
 @pytest.mark.parametrize(

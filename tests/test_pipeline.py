@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from fgtune_helpers import pipeline
 from fgtune_helpers.__main__ import main
+from fgtune_helpers.runner import HUGE_PAGES, Plan, load_params, run_series, state, unfinished
 from fgtune_helpers.stage import STAGES
 
 
@@ -55,11 +55,11 @@ def notebook(tmp_path, *cells):
 
 def test_done_is_more_than_an_exit_code(tmp_path):
     ran = new_code_cell("1", execution_count=1)
-    assert pipeline.unfinished(notebook(tmp_path, ran)) is None
-    assert pipeline.unfinished(notebook(tmp_path, ran, new_code_cell("2"))) == "cell 1 never ran"
+    assert unfinished(notebook(tmp_path, ran)) is None
+    assert unfinished(notebook(tmp_path, ran, new_code_cell("2"))) == "cell 1 never ran"
     raised = new_code_cell("3", execution_count=2)
     raised.outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
-    assert pipeline.unfinished(notebook(tmp_path, ran, raised)) == "cell 1 raised"
+    assert unfinished(notebook(tmp_path, ran, raised)) == "cell 1 raised"
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def fake_project(tmp_path, monkeypatch):
         spec = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
         nbformat.write(new_notebook(cells=cells, metadata=spec), tmp_path / "notebooks" / "00_setup.ipynb")
         out = io.StringIO()
-        values = pipeline.load_params([], [("run_dir", "runs/x")])
-        code = pipeline.run_series(pipeline.Plan(["00_setup"], values), out)
+        values = load_params([], [("run_dir", "runs/x")])
+        code = run_series(Plan(["00_setup"], values), out)
         return code, out.getvalue()
 
     return run
@@ -108,19 +108,19 @@ def test_leaving_early_is_not_done(fake_project):
 def test_done_is_kept_and_a_changed_parameter_runs_again(fake_project, tmp_path):
     code, out = fake_project(['run.file("a").write_text("1")', 'run.finish({"headline": "fine"})'])
     assert code == 0 and "fine" in out
-    values = pipeline.load_params([], [("run_dir", "runs/x")])
-    assert pipeline.state("00_setup", values)[0] == "done"
-    assert pipeline.state("00_setup", values | {"seed": 8})[0] == "changed"
+    values = load_params([], [("run_dir", "runs/x")])
+    assert state("00_setup", values)[0] == "done"
+    assert state("00_setup", values | {"seed": 8})[0] == "changed"
     (tmp_path / "runs/x/00_setup/a").write_text("2")
-    assert pipeline.state("00_setup", values)[0] == "damaged"
+    assert state("00_setup", values)[0] == "damaged"
     out = io.StringIO()
-    assert pipeline.run_series(pipeline.Plan(["00_setup"], values), out) == 0 and "done before" not in out.getvalue()
-    assert pipeline.run_series(pipeline.Plan(["00_setup"], values), out) == 0 and "done before" in out.getvalue()
+    assert run_series(Plan(["00_setup"], values), out) == 0 and "done before" not in out.getvalue()
+    assert run_series(Plan(["00_setup"], values), out) == 0 and "done before" in out.getvalue()
     assert json.loads((tmp_path / "runs/x/00_setup/stage.json").read_text())["outputs"]["a"]["bytes"] == 1
 
 
 def test_kernels_get_huge_pages_unless_something_else_is_asked_for(fake_project, monkeypatch, tmp_path):
-    name, value = pipeline.HUGE_PAGES
+    name, value = HUGE_PAGES
     show = [f'run.finish({{"headline": __import__("os").environ["{name}"]}})']
     monkeypatch.setenv(name, "glibc.malloc.arena_max=4")
     assert "arena_max=4\n" in fake_project(show)[1]

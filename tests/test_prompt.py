@@ -11,17 +11,12 @@ import pytest
 from hypothesis import given, settings
 from make_format_cases import CASES_FILE, arguments, dialogues, tool_lists
 
-from fgtune_helpers.prompt import (
-    MAX_DEPTH,
-    STOP_IDS,
-    TEMPLATE_FILE,
-    TRIGGER,
-    FormatError,
-    SchemaError,
-    normalize_messages,
-    normalize_tools,
-    render,
-)
+from fgtune.format.findings import FormatError, SchemaError
+from fgtune.format.messages import normalize_messages
+from fgtune.format.template import TEMPLATE_FILE, TRIGGER, render
+from fgtune.format.tokens import STOP_IDS
+from fgtune.format.tools import normalize_tools
+from fgtune.format.values import MAX_DEPTH
 
 HERE = Path(__file__).parent
 VECTORS = json.loads((HERE / "data" / "format-vectors.json").read_text(encoding="utf-8"))["rendered"]

@@ -9,32 +9,24 @@ import onnxruntime
 import pytest
 from test_export import WINDOW, make_model, random_ids
 
-from fgtune_helpers import quantize as module
-from fgtune_helpers.export import Float32, Graph, export_onnx, model_file, read_config, write_decoder
-from fgtune_helpers.gptq import damped_inverse, grid, restore, round_decoder, round_gptq, round_nearest, upper_factor
-from fgtune_helpers.ort import OrtGenerator, OrtModel
-from fgtune_helpers.quantize import (
-    EMBEDDING,
-    MORE,
-    RECIPES,
-    MlxLogits,
-    OnnxWeights,
-    Packed,
-    QuantizeError,
-    Recipe,
-    block_size,
-    calibrate,
-    compare,
-    log_softmax,
-    look,
-    measure_peaks,
-    pack,
-    pack_zeros,
-    packed_rows,
-    quantize,
-    residual_scale,
-)
-from fgtune_helpers.smooth import Smoothed
+from fgtune.engines.ort import OrtModel
+from fgtune.evaluation.divergence import MlxLogits, compare, log_softmax
+from fgtune.export.decoder import write_decoder
+from fgtune.export.graph import Graph
+from fgtune.export.layout import model_file, read_config
+from fgtune.export.onnx import export_onnx
+from fgtune.export.weights import EMBEDDING, OnnxWeights
+from fgtune.export.writers import Float32Writer
+from fgtune.quantize import calibration
+from fgtune.quantize.blocks import block_size, dequantize, grid, pack, pack_zeros, round_nearest
+from fgtune.quantize.calibration import calibrate, collect_activation_statistics, packed_rows
+from fgtune.quantize.gptq import damped_inverse, round_decoder, round_gptq, upper_factor
+from fgtune.quantize.half import measure_peaks, residual_scale
+from fgtune.quantize.recipes import MORE, RECIPES, QuantizeError, Recipe
+from fgtune.quantize.smoothquant import SmoothQuant
+from fgtune.quantize.variants import quantize
+from fgtune.quantize.writer import Packed
+from fgtune.runtimes.onnxruntime import OrtGenerator
 
 ROWS = [[*random_ids(30, seed=9), *random_ids(12, seed=i)[1:]] for i in range(12)]
 HELD_OUT = [[*random_ids(30, seed=9), *random_ids(12, seed=i)[1:]] for i in range(50, 54)]
@@ -56,7 +48,7 @@ def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, words, half):
     """Three blocks a row, an odd number, so that packed zero points have a padding half byte."""
     weight = np.random.default_rng(0).normal(0.3, 1, (50, 96)).astype(np.float32)
     recipe = Recipe(bits=bits, block=32, method="rtn", embed_bits=bits, embed_block=32, half=half, accuracy=0,
-                    own_words=bool(words))  # fmt: skip
+                    mixed_precision_rows=bool(words))  # fmt: skip
     style = Packed(recipe, {}, words=words)
     graph = Graph(tmp_path / "m.onnx")
     info, kind = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype(style.dtype)
@@ -68,7 +60,7 @@ def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, words, half):
     graph.outputs += [info(name, kind, None) for name in ("rows", "logits", "product")]
     graph.save({})
     codes, scales, zeros = round_nearest(weight, bits, 32)
-    expected = restore((codes, scales, zeros))
+    expected = dequantize((codes, scales, zeros))
     inside = (codes > 0) & (codes < (1 << bits) - 1)  # a 4-bit grid may cut off what lies far out
     assert inside.mean() > 0.85
     assert (np.abs(expected - weight) <= np.repeat(scales, 32, axis=1) / 2 * 1.001)[inside].all()
@@ -76,7 +68,7 @@ def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, words, half):
     ids = np.array([[0, 49, 7, 7, 19, 20]])
     table = expected.copy()
     if words:
-        table[words] = restore(round_nearest(weight[words], 8, 32))
+        table[words] = dequantize(round_nearest(weight[words], 8, 32))
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     rows, logits, product = session.run(None, {"ids": ids, "x": x})
     np.testing.assert_allclose(rows[0], table[ids[0]], atol=2e-3 if half else 1e-6)
@@ -142,7 +134,7 @@ def test_a_4_bit_embedding_is_rounded_by_what_the_output_layer_sees(folder):
     source = base / "onnx"
     weights, rows = OnnxWeights(source / "onnx" / "model.onnx"), packed_rows(ROWS)
     config, recipe = read_config(source), RECIPES["q4"]
-    squares, outer = look(source, config, rows)
+    squares, outer = collect_activation_statistics(source, config, rows)
     assert len(squares) == 4 * config["num_hidden_layers"]
     model = OrtModel(source / "onnx" / "model.onnx", taps=["model.norm", "model.layers.2.mlp.product"])
     tapped = []
@@ -154,7 +146,7 @@ def test_a_4_bit_embedding_is_rounded_by_what_the_output_layer_sees(folder):
     np.testing.assert_allclose(squares["model.layers.2.mlp.product"], np.square(products).mean(0), rtol=1e-2)
     found = calibrate(source, config, weights, recipe, ROWS)[1][EMBEDDING]
     table = np.array(weights.matrix(EMBEDDING))
-    ours, theirs = (restore(rounded) - table for rounded in (found, round_nearest(table, 4, 32)))
+    ours, theirs = (dequantize(rounded) - table for rounded in (found, round_nearest(table, 4, 32)))
     off = lambda difference: np.square(states @ difference.T).sum()
     assert off(ours) < 0.8 * off(theirs)
     assert np.square(ours).sum() < 1.6 * np.square(theirs).sum()
@@ -169,13 +161,13 @@ def test_the_layers_are_rounded_behind_the_embedding_as_it_is_stored(folder, mon
         seen.append(embedded)
         return ({},)
 
-    monkeypatch.setattr(module, "round_decoder", instead)
+    monkeypatch.setattr(calibration, "round_decoder", instead)
     weights, rows = OnnxWeights(source / "onnx" / "model.onnx"), packed_rows(ROWS)
     words = np.unique(rows.ids)[::2]
     found = calibrate(source, read_config(source), weights, RECIPES["q4"], ROWS, words)[1]
     table = np.array(weights.matrix(EMBEDDING))
-    expected = restore(found[EMBEDDING])
-    expected[words] = restore(round_nearest(table[words], 8, 32))
+    expected = dequantize(found[EMBEDDING])
+    expected[words] = dequantize(round_nearest(table[words], 8, 32))
     ((exact, stored),) = seen
     np.testing.assert_array_equal(exact, table[rows.ids])
     np.testing.assert_array_equal(stored, expected[rows.ids])
@@ -193,7 +185,7 @@ def test_gptq_is_plain_rounding_for_uncorrelated_inputs_and_better_for_correlate
     codes = round_gptq(weight, upper_factor(damped_inverse(hessian)), 4, 32)
 
     def error(result):
-        difference = restore(result) - weight
+        difference = dequantize(result) - weight
         return np.sum((difference @ hessian) * difference)
 
     assert error(codes) < 0.3 * error(plain)
@@ -230,7 +222,7 @@ def test_variants_share_one_folder_and_store_the_embedding_once(folder):
         graph = onnx.load(report.path, load_external_data=False).graph
         parts = [tensor for tensor in graph.initializer if tensor.name.startswith(EMBEDDING)]
         rows = [tensor.dims[0] for tensor in parts if tensor.name.endswith((".codes", ".weight"))]
-        words = len({token for row in ROWS for token in row}) if RECIPES[variant].own_words else 0
+        words = len({token for row in ROWS for token in row}) if RECIPES[variant].mixed_precision_rows else 0
         assert rows == ([2048, words] if words else [2048]), variant
         tables = [tensor.name for tensor in graph.initializer if tensor.dims and tensor.dims[0] == 2048]
         # the floats, or what is packed, with the places of the words
@@ -263,7 +255,7 @@ def shrink(weights):
 
 def test_scaling_the_residual_stream_changes_nothing(tmp_path):
     export_onnx(make_model(tmp_path / "fused", change=shrink), tmp_path / "onnx")
-    style = Float32()
+    style = Float32Writer()
     style.residual = 1 / 8
     path = tmp_path / "onnx" / "onnx" / "model.onnx"
     weights = OnnxWeights(path)
@@ -350,11 +342,11 @@ def test_the_packed_pass_is_the_model(folder):
     weights, rows = OnnxWeights(path), packed_rows(ROWS)
     assert rows.prefix == 30 and len(rows.ids) == 30 + 12 * 11 and rows.positions[41:43].tolist() == [30, 31]
     embedded = np.array(weights.matrix(EMBEDDING)[rows.ids])
-    stored = restore(round_nearest(embedded, 8, 32))
+    stored = dequantize(round_nearest(embedded, 8, 32))
     config, recipe = read_config(base / "onnx"), Recipe(more=MORE, smooth=0.5)
-    settle = lambda name: (recipe.bits_of(name), 32)
-    weights = Smoothed(weights, look(base / "onnx", config, rows)[0], config, recipe.smooth)
-    _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), settle)
+    bits_and_block = lambda name: (recipe.bits_of(name), 32)
+    weights = SmoothQuant(weights, collect_activation_statistics(base / "onnx", config, rows)[0], config, recipe.smooth)
+    _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), bits_and_block)
     quantize(base / "onnx", "q4", base / "floats", ROWS, replace(recipe, accuracy=0))
     for name, stream, tolerance in (("model.onnx", exact, 5e-3), ("model_q4.onnx", ours, 2e-2)):
         place = path if name == "model.onnx" else base / "floats" / "onnx" / name
@@ -408,7 +400,11 @@ def test_mlx_and_the_export_agree_below_and_beyond_the_window(folder):
         ("int8", {"recipe": Recipe(bits=3)}, "bits must be"),
         ("int8", {"recipe": Recipe(more={"k_proj": 5})}, "bits must be"),
         ("int8", {"recipe": Recipe(block=48)}, "a block must hold"),
-        ("q4", {"recipe": Recipe(own_words=True), "calibration": ROWS}, "own_words is for an embedding of 4 bits"),
+        (
+            "q4",
+            {"recipe": Recipe(mixed_precision_rows=True), "calibration": ROWS},
+            "mixed_precision_rows is for an embedding of 4 bits",
+        ),
         ("int8", {"recipe": Recipe(method="best")}, "method must be"),
         ("int8", {"recipe": Recipe(smooth=50)}, "smooth must be"),
         ("q4", {"calibration": [[2]]}, "fewer than two tokens"),

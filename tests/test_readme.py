@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from fgtune.core.project import project_root
 from fgtune_helpers.params import PARAMETERS
 from fgtune_helpers.report import replace_block
-from fgtune_helpers.stage import project_root
 
 sys.path.insert(0, str(project_root() / "tests"))
 import readme

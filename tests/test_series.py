@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fgtune_helpers import pipeline
-from fgtune_helpers.evaluate import Scorecard
-from fgtune_helpers.stage import STAGES, project_root, read_manifest
+from fgtune.core.project import project_root
+from fgtune.evaluation.scorecards import Scorecard
+from fgtune_helpers.runner import unfinished
+from fgtune_helpers.stage import STAGES, read_manifest
 
 ROOT = project_root()
 pytestmark = pytest.mark.series
@@ -52,7 +53,7 @@ def test_every_stage_finished_and_said_so(series):
     for stage in STAGES:
         manifest = read_manifest(run, stage)
         assert manifest["skipped"] is None or os.environ.get("CI") != "true"
-        assert f"] {stage}" in out and pipeline.unfinished(run / "notebooks" / f"{stage}.ipynb") is None
+        assert f"] {stage}" in out and unfinished(run / "notebooks" / f"{stage}.ipynb") is None
     assert str(run / "11_report" / "report.html") in out
 
 
@@ -136,7 +137,7 @@ def test_a_stage_out_of_order_names_the_command(tmp_path):
 
 
 def broken(series, tmp_path, stage, change):
-    """Run one stage over a copy of the run in which `change` broke something upstream (hashes mended); its output."""
+    """Run one stage over a copy of the run in which `change` broke something upstream (hashes normalized); its output."""
     run, _ = series
     copy = tmp_path / "run"
     shutil.copytree(run, copy, symlinks=True)

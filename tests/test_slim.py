@@ -6,8 +6,8 @@ import random
 import pytest
 from tokenizers import Tokenizer
 
-from fgtune_helpers.base import resolve_base
-from fgtune_helpers.slim import SlimError, last_merge, slim_tokenizer, used_merges
+from fgtune.models.base import resolve_base
+from fgtune.models.prune import PruneError, last_merge, prune_unused_merges, used_merges
 
 SCRIPTS = [
     (0x20, 0x7F), (0xA0, 0x250), (0x370, 0x590), (0x5D0, 0x700), (0x900, 0xE00), (0xE01, 0xE5C),
@@ -35,7 +35,7 @@ def texts(tokenizer: Tokenizer, seed: int = 0) -> list[str]:
 
 def test_every_text_has_the_same_tokens(tmp_path):
     source = resolve_base("tiny").path / "tokenizer.json"
-    report = slim_tokenizer(source, tmp_path / "slim.json")
+    report = prune_unused_merges(source, tmp_path / "slim.json")
     before, after = (Tokenizer.from_file(str(path)) for path in (source, tmp_path / "slim.json"))
     for text in texts(before):
         assert after.encode(text).ids == before.encode(text).ids, text
@@ -43,7 +43,7 @@ def test_every_text_has_the_same_tokens(tmp_path):
     assert report.bytes_after < 0.6 * report.bytes_before
     assert report.merges_after < report.merges_before
     assert (tmp_path / "slim.json").stat().st_size == report.bytes_after
-    again = slim_tokenizer(tmp_path / "slim.json")
+    again = prune_unused_merges(tmp_path / "slim.json")
     assert again.bytes_after == report.bytes_after and again.merges_after == report.merges_after
 
 
@@ -74,7 +74,7 @@ def test_random_vocabularies_keep_their_tokens(tmp_path):
         path = tmp_path / f"{round_}.json"
         Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=merges)).save(str(path))
         before = Tokenizer.from_file(str(path))
-        slim_tokenizer(path)
+        prune_unused_merges(path)
         after = Tokenizer.from_file(str(path))
         for _ in range(200):
             text = "".join(rng.choices("abcd", k=rng.randrange(1, 40)))
@@ -87,5 +87,5 @@ def test_random_vocabularies_keep_their_tokens(tmp_path):
 )
 def test_other_tokenizers_are_refused(tmp_path, model, message):
     (tmp_path / "t.json").write_text(json.dumps({"model": model}))
-    with pytest.raises(SlimError, match=message):
-        slim_tokenizer(tmp_path / "t.json")
+    with pytest.raises(PruneError, match=message):
+        prune_unused_merges(tmp_path / "t.json")

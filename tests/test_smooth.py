@@ -7,10 +7,19 @@ import pytest
 from test_export import make_model
 from test_quantize import HELD_OUT, ROWS
 
-from fgtune_helpers.export import Float32, export_onnx, model_file, read_config, write_decoder
-from fgtune_helpers.ort import OrtGenerator, OrtModel
-from fgtune_helpers.quantize import RECIPES, OnnxWeights, Recipe, compare, look, measure_peaks, packed_rows, quantize
-from fgtune_helpers.smooth import Smoothed, inputs
+from fgtune.engines.ort import OrtModel
+from fgtune.evaluation.divergence import compare
+from fgtune.export.decoder import write_decoder
+from fgtune.export.layout import model_file, read_config
+from fgtune.export.onnx import export_onnx
+from fgtune.export.weights import OnnxWeights
+from fgtune.export.writers import Float32Writer
+from fgtune.quantize.calibration import collect_activation_statistics, packed_rows
+from fgtune.quantize.half import measure_peaks
+from fgtune.quantize.recipes import RECIPES, Recipe
+from fgtune.quantize.smoothquant import SmoothQuant, inputs
+from fgtune.quantize.variants import quantize
+from fgtune.runtimes.onnxruntime import OrtGenerator
 
 
 def uneven(weights):
@@ -36,14 +45,14 @@ def source(tmp_path_factory):
 
 def smoothed(source, share):
     weights, config, rows = OnnxWeights(source / "onnx" / "model.onnx"), read_config(source), packed_rows(ROWS)
-    return Smoothed(weights, look(source, config, rows)[0], config, share), config
+    return SmoothQuant(weights, collect_activation_statistics(source, config, rows)[0], config, share), config
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 1])
 def test_the_model_stays_and_its_inputs_become_even(source, tmp_path, share):
     weights, config = smoothed(source, share)
     path = tmp_path / "model.onnx"
-    write_decoder(path, config, weights, Float32(), weights.positions)
+    write_decoder(path, config, weights, Float32Writer(), weights.positions)
     names = [name for name, _, _ in inputs(config["num_hidden_layers"])]
     plain, ours = OrtModel(source / "onnx" / "model.onnx", taps=names), OrtModel(path, taps=names)
     own = {model: {name: [] for name in names} for model in (plain, ours)}
@@ -78,7 +87,7 @@ def test_float16_is_measured_on_even_inputs(source, tmp_path):
     weights, config = smoothed(source, 0.5)
     path = tmp_path / "onnx" / model_file("fp32")
     path.parent.mkdir()
-    write_decoder(path, config, weights, Float32(), weights.positions)
+    write_decoder(path, config, weights, Float32Writer(), weights.positions)
     expected, before = measure_peaks(tmp_path, ROWS), measure_peaks(source, ROWS)
     found = quantize(source, "q4f16", tmp_path / "half", ROWS, replace(RECIPES["q4f16"], smooth=0.5)).peaks
     assert found == pytest.approx(expected, rel=1e-3)
@@ -89,6 +98,6 @@ def test_a_silent_channel_is_not_blown_up():
     """One that calibration never lights keeps within reach of the others."""
     config = {"num_hidden_layers": 1, "num_key_value_heads": 1, "head_dim": 4}
     squares = {name: np.array([0.0, 1, 1, 1]) for name, _, _ in inputs(1)}
-    divided = Smoothed(type("Weights", (), {"positions": 8}), squares, config, 0.5).divided
+    divided = SmoothQuant(type("Weights", (), {"positions": 8}), squares, config, 0.5).divided
     for factor in divided.values():
         assert np.isfinite(factor).all() and factor.max() / factor.min() == pytest.approx(1000**0.5, rel=0.1)

@@ -4,16 +4,30 @@ import json
 
 import pytest
 
-from fgtune_helpers import stage as s
+from fgtune.core.project import project_root
+from fgtune_helpers import stage
 from fgtune_helpers.params import PARAMETERS, ParameterError
+from fgtune_helpers.stage import (
+    STAGES,
+    CheckFailed,
+    StageError,
+    check,
+    digest_of,
+    read_manifest,
+    resolve_path,
+    resolve_run,
+    stage_key,
+    start_stage,
+    verify_outputs,
+)
 
 
 def values(name, run_dir, **given):
-    return {p: PARAMETERS[p].default for p in s.STAGES[name].all_params} | {"run_dir": str(run_dir)} | given
+    return {p: PARAMETERS[p].default for p in STAGES[name].all_params} | {"run_dir": str(run_dir)} | given
 
 
 def finished(tmp_path, name="00_setup", **metrics):
-    run = s.start_stage(name, values(name, tmp_path))
+    run = start_stage(name, values(name, tmp_path))
     run.file("base.json").write_text('{"sha256": "x"}')
     run.finish(metrics)
     return run
@@ -21,12 +35,12 @@ def finished(tmp_path, name="00_setup", **metrics):
 
 @pytest.fixture(autouse=True)
 def no_mlx(monkeypatch):
-    monkeypatch.setattr(s, "_seed", lambda seed, mlx: None)
+    monkeypatch.setattr(stage, "_seed", lambda seed, mlx: None)
 
 
 def test_finish_moves_the_folder_into_place_with_its_hashes(tmp_path, capsys):
     finished(tmp_path, headline="fine")
-    manifest = s.read_manifest(tmp_path, "00_setup")
+    manifest = read_manifest(tmp_path, "00_setup")
     assert manifest["outputs"]["base.json"]["bytes"] == 15 and len(manifest["outputs"]["base.json"]["sha256"]) == 64
     assert manifest["metrics"] == {"headline": "fine"} and manifest["skipped"] is None
     assert not (tmp_path / ".work" / "00_setup").exists()
@@ -35,80 +49,80 @@ def test_finish_moves_the_folder_into_place_with_its_hashes(tmp_path, capsys):
 
 def test_a_killed_stage_leaves_the_previous_result_whole(tmp_path):
     finished(tmp_path)
-    run = s.start_stage("00_setup", values("00_setup", tmp_path))
+    run = start_stage("00_setup", values("00_setup", tmp_path))
     run.file("base.json").write_text("half")  # and then nothing: the process is gone
-    assert s.damage(tmp_path / "00_setup", s.read_manifest(tmp_path, "00_setup")) is None
+    assert verify_outputs(tmp_path / "00_setup", read_manifest(tmp_path, "00_setup")) is None
 
 
 def test_killed_between_the_two_renames(tmp_path):
     finished(tmp_path)
     (tmp_path / ".work").mkdir(exist_ok=True)
     (tmp_path / "00_setup").rename(tmp_path / ".work" / "00_setup.old")
-    assert s.read_manifest(tmp_path, "00_setup") is not None
+    assert read_manifest(tmp_path, "00_setup") is not None
 
 
 def test_downstream_refuses_what_is_missing_or_has_changed(tmp_path):
-    with pytest.raises(s.StageError, match=r"01_data needs 00_setup.*python -m fgtune_helpers run --to 00_setup"):
-        s.start_stage("01_data", values("01_data", tmp_path))
+    with pytest.raises(StageError, match=r"01_data needs 00_setup.*python -m fgtune_helpers run --to 00_setup"):
+        start_stage("01_data", values("01_data", tmp_path))
     finished(tmp_path)
-    s.start_stage("01_data", values("01_data", tmp_path))
+    start_stage("01_data", values("01_data", tmp_path))
     (tmp_path / "00_setup" / "base.json").write_text('{"sha256": "y"}')
-    with pytest.raises(s.StageError, match=r"base\.json has changed since it was written"):
-        s.start_stage("01_data", values("01_data", tmp_path))
+    with pytest.raises(StageError, match=r"base\.json has changed since it was written"):
+        start_stage("01_data", values("01_data", tmp_path))
     (tmp_path / "00_setup" / "base.json").write_text("{}")
-    with pytest.raises(s.StageError, match="has 2 bytes, the manifest says 15"):
-        s.start_stage("01_data", values("01_data", tmp_path))
+    with pytest.raises(StageError, match="has 2 bytes, the manifest says 15"):
+        start_stage("01_data", values("01_data", tmp_path))
 
 
 def test_a_damaged_manifest_is_one_clear_line(tmp_path):
     finished(tmp_path)
     (tmp_path / "00_setup" / "stage.json").write_text("{")
-    with pytest.raises(s.StageError, match=r"stage\.json is damaged"):
-        s.read_manifest(tmp_path, "00_setup")
+    with pytest.raises(StageError, match=r"stage\.json is damaged"):
+        read_manifest(tmp_path, "00_setup")
 
 
 def test_unknown_and_missing_parameters(tmp_path):
     namespace = values("00_setup", tmp_path) | {"_hidden": 1, "In": [], "json": json}
-    s.start_stage("00_setup", namespace)
+    start_stage("00_setup", namespace)
     with pytest.raises(ParameterError, match="unknown parameter 'base_modle'; did you mean 'base_model'"):
-        s.start_stage("00_setup", namespace | {"base_modle": "x"})
+        start_stage("00_setup", namespace | {"base_modle": "x"})
     namespace.pop("seed")
     with pytest.raises(ParameterError, match="lacks seed"):
-        s.start_stage("00_setup", namespace)
+        start_stage("00_setup", namespace)
 
 
 def test_parameters_of_other_stages_are_no_error(tmp_path):
-    s.start_stage("00_setup", values("00_setup", tmp_path) | {"iters": 5})
+    start_stage("00_setup", values("00_setup", tmp_path) | {"iters": 5})
 
 
 def test_the_key_follows_what_decides_the_result(tmp_path):
     finished(tmp_path)
-    upstream = {"00_setup": s.read_manifest(tmp_path, "00_setup")}
-    before = s.stage_key("01_data", values("01_data", tmp_path), upstream)
-    assert before == s.stage_key("01_data", values("01_data", "elsewhere"), upstream)
-    assert before != s.stage_key("01_data", values("01_data", tmp_path, seed=8), upstream)
+    upstream = {"00_setup": read_manifest(tmp_path, "00_setup")}
+    before = stage_key("01_data", values("01_data", tmp_path), upstream)
+    assert before == stage_key("01_data", values("01_data", "elsewhere"), upstream)
+    assert before != stage_key("01_data", values("01_data", tmp_path, seed=8), upstream)
     copy = tmp_path / "tools.json"
-    copy.write_text((s.project_root() / "examples" / "tools" / "everyday.json").read_text())
-    assert before == s.stage_key("01_data", values("01_data", tmp_path, tools_file=str(copy)), upstream)
+    copy.write_text((project_root() / "examples" / "tools" / "everyday.json").read_text())
+    assert before == stage_key("01_data", values("01_data", tmp_path, tools_file=str(copy)), upstream)
     copy.write_text(copy.read_text() + "\n")
-    assert before != s.stage_key("01_data", values("01_data", tmp_path, tools_file=str(copy)), upstream)
-    folder = s.project_root() / "examples" / "tools"
-    assert s.digest_of(folder) != s.digest_of(folder / "everyday.json")
+    assert before != stage_key("01_data", values("01_data", tmp_path, tools_file=str(copy)), upstream)
+    folder = project_root() / "examples" / "tools"
+    assert digest_of(folder) != digest_of(folder / "everyday.json")
     lines = tmp_path / "lines"
     lines.mkdir()
-    empty = s.digest_of(lines)
+    empty = digest_of(lines)
     (lines / "a.jsonl").write_text("{}\n")
-    assert s.digest_of(lines) != empty, "a folder of JSONL decides as well"
+    assert digest_of(lines) != empty, "a folder of JSONL decides as well"
     upstream["00_setup"]["outputs"]["base.json"]["sha256"] = "other"
-    assert before != s.stage_key("01_data", values("01_data", tmp_path), upstream)
+    assert before != stage_key("01_data", values("01_data", tmp_path), upstream)
 
 
 def test_keep_lets_an_interrupted_stage_go_on_only_with_the_same_parameters(tmp_path):
     finished(tmp_path)
     given = values("01_data", tmp_path)
-    s.start_stage("01_data", given).file("half").write_text("x")
-    assert (s.start_stage("01_data", given, keep=True).dir / "half").exists()
-    assert not (s.start_stage("01_data", given | {"seed": 8}, keep=True).dir / "half").exists()
+    start_stage("01_data", given).file("half").write_text("x")
+    assert (start_stage("01_data", given, keep=True).dir / "half").exists()
+    assert not (start_stage("01_data", given | {"seed": 8}, keep=True).dir / "half").exists()
 
 
 def test_keep_takes_over_what_is_done_with_the_same_parameters(tmp_path, monkeypatch, capsys):
@@ -117,10 +131,10 @@ def test_keep_takes_over_what_is_done_with_the_same_parameters(tmp_path, monkeyp
     given = values("01_data", tmp_path)
 
     def again(**changed):
-        work = s.start_stage("01_data", given | changed, keep=True).dir
+        work = start_stage("01_data", given | changed, keep=True).dir
         return sorted(p.name for p in work.iterdir()), "done before" in capsys.readouterr().out
 
-    first = s.start_stage("01_data", given)
+    first = start_stage("01_data", given)
     first.file("half").write_text("x")
     first.finish()
     assert again() == (["half"], True)
@@ -134,39 +148,37 @@ def test_keep_takes_over_what_is_done_with_the_same_parameters(tmp_path, monkeyp
 
 def test_a_skip_is_explicit_and_fails_in_ci(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("CI", raising=False)
-    s.start_stage("00_setup", values("00_setup", tmp_path)).finish(skipped="no Node")
-    assert (
-        s.read_manifest(tmp_path, "00_setup")["skipped"] == "no Node" and "skipped: no Node" in capsys.readouterr().out
-    )
+    start_stage("00_setup", values("00_setup", tmp_path)).finish(skipped="no Node")
+    assert read_manifest(tmp_path, "00_setup")["skipped"] == "no Node" and "skipped: no Node" in capsys.readouterr().out
     monkeypatch.setenv("CI", "true")
-    with pytest.raises(s.CheckFailed, match="no Node"):
-        s.start_stage("00_setup", values("00_setup", tmp_path)).finish(skipped="no Node")
+    with pytest.raises(CheckFailed, match="no Node"):
+        start_stage("00_setup", values("00_setup", tmp_path)).finish(skipped="no Node")
 
 
 def test_check_prints_or_raises(capsys):
-    s.check("two is two", True)
+    check("two is two", True)
     assert capsys.readouterr().out == "ok   two is two\n"
-    with pytest.raises(s.CheckFailed, match="FAIL two is three: it is 2"):
-        s.check("two is three", False, "it is 2")
+    with pytest.raises(CheckFailed, match="FAIL two is three: it is 2"):
+        check("two is three", False, "it is 2")
 
 
 def test_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert s.resolve_path("examples/tools") == s.project_root() / "examples" / "tools"
+    assert resolve_path("examples/tools") == project_root() / "examples" / "tools"
     (tmp_path / "mine.json").write_text("[]")
-    assert s.resolve_path("mine.json") == tmp_path / "mine.json"
+    assert resolve_path("mine.json") == tmp_path / "mine.json"
     with pytest.raises(ParameterError, match=r"'none\.json' does not exist"):
-        s.resolve_path("none.json")
-    assert s.resolve_run("runs/x") == s.project_root() / "runs" / "x"
+        resolve_path("none.json")
+    assert resolve_run("runs/x") == project_root() / "runs" / "x"
 
 
 def test_a_stage_reads_only_what_it_declares(tmp_path):
-    run = s.start_stage("00_setup", values("00_setup", tmp_path))
-    with pytest.raises(s.StageError, match="does not declare"):
+    run = start_stage("00_setup", values("00_setup", tmp_path))
+    with pytest.raises(StageError, match="does not declare"):
         run.input("02_train")
 
 
 def test_the_series_is_in_order():
-    names = list(s.STAGES)
-    for i, (name, spec) in enumerate(s.STAGES.items()):
+    names = list(STAGES)
+    for i, (name, spec) in enumerate(STAGES.items()):
         assert name.startswith(f"{i:02d}_") and all(names.index(need) < i for need in spec.needs)

@@ -15,13 +15,32 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fgtune_helpers import blas, data, forward, torch_step, train, workers
-from fgtune_helpers.base import resolve_base
-from fgtune_helpers.data import Row
+from fgtune.core import blas
+from fgtune.core.errors import TrainError
+from fgtune.data.batches import check_rows, make_batch, round_up
+from fgtune.data.readers.examples import read_examples
+from fgtune.data.readers.tools import read_tools
+from fgtune.data.rows import Row, load_rows, write_jsonl
+from fgtune.engines import torch_layout, torch_loss
+from fgtune.engines import torch_step as torch_step_module
+from fgtune.engines.mlx_forward import run_prefix
+from fgtune.engines.mlx_step import MlxEngine, batch_arrays, shared_loss
+from fgtune.engines.torch_loss import ROWS_MULTIPLE
+from fgtune.engines.torch_step import TRIM_EVERY, TorchEngine
+from fgtune.engines.torch_support import SHAPES_KEPT, bfloat16_unsupported_reason, trim_memory
+from fgtune.models.adapters import add_lora, load_adapters, load_model, trainable_bytes
+from fgtune.models.base import resolve_base
+from fgtune.training import loop
+from fgtune.training.batches import batches_from, iterate_batches, plan_epoch
+from fgtune.training.callbacks import format_record, reporting_callback
+from fgtune.training.choose import choose_softmax, make_engine
+from fgtune.training.config import History, TrainConfig, learning_rate_at
+from fgtune.training.loop import train
+from fgtune.training.workers import train_on_workers
 
 mx = blas.mlx()
 WINDOW = 128  # of the tiny model
-ENGINES = {"mlx": train.MlxEngine, "torch": torch_step.TorchEngine}
+ENGINES = {"mlx": MlxEngine, "torch": TorchEngine}
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +68,8 @@ def adapted(path, kind, layers=-1, rank=4, noise=0.03):
     """The tiny model with adapters that do something (a fresh LoRA B is zero)."""
     from mlx.utils import tree_flatten, tree_unflatten
 
-    model, tokenizer = train.load_model(path)
-    train.add_lora(model, rank, 20.0, 0.0, layers, kind)
+    model, tokenizer = load_model(path)
+    add_lora(model, rank, 20.0, 0.0, layers, kind)
     mx.random.seed(5)
     fresh = [(k, v + noise * mx.random.normal(v.shape)) for k, v in tree_flatten(model.trainable_parameters())]
     model.update(tree_unflatten(fresh))
@@ -110,9 +129,9 @@ def test_loss_and_every_gradient(tiny, engine, kind, layers, prefix, turns):
     model, _ = adapted(tiny, kind, layers)
     rows = make_rows(3, prefix, seed=prefix, turns=turns)
     want, expected = reference(model, rows)
-    batch = train.make_batch(rows)
+    batch = make_batch(rows)
     assert len(batch.prefix) == prefix
-    total, gradients = ENGINES[engine](model, train.TrainConfig(prefix_chunk=48, logits_chunk=16)).gradients(batch)
+    total, gradients = ENGINES[engine](model, TrainConfig(prefix_chunk=48, logits_chunk=16)).gradients(batch)
     count = len(batch.targets)
     assert count == sum(sum(r.targets) for r in rows)
     assert total / count == pytest.approx(want, abs=2e-5)
@@ -130,9 +149,9 @@ def test_equals_mlx_lm_default_loss_on_single_turn_rows(tiny):
     spans = mx.array([[r.targets.index(True), len(r.ids)] for r in rows])
     theirs, scored = default_loss(model, ids, spans)
     padded = [Row(r.ids + (0,), r.targets + (True,), r.prefix) for r in rows]
-    batch = train.make_batch(padded)
+    batch = make_batch(padded)
     assert scored.item() == len(batch.targets) == sum(sum(r.targets) for r in rows) + 3
-    ours, count = train.shared_loss(model, *train.batch_arrays(batch))
+    ours, count = shared_loss(model, *batch_arrays(batch))
     assert count.item() == scored.item()
     assert ours.item() == pytest.approx(theirs.item(), abs=2e-5)
 
@@ -164,8 +183,8 @@ def test_loss_and_batches_go_into_mlx_lms_own_trainer(tiny):
             rows,
             rows,
             args,
-            loss=train.shared_loss,
-            iterate_batches=train.iterate_batches,
+            loss=shared_loss,
+            iterate_batches=iterate_batches,
             training_callback=Callback(),
         )
     finally:
@@ -178,14 +197,14 @@ def test_loss_and_batches_go_into_mlx_lms_own_trainer(tiny):
 def test_bfloat16_products_stay_close(tiny, kind):
     from mlx.utils import tree_flatten
 
-    if torch_step.why_not_bfloat16():
+    if bfloat16_unsupported_reason():
         with pytest.raises(ValueError, match="bfloat16"):
-            torch_step.TorchEngine(adapted(tiny, kind)[0], train.TrainConfig(precision="bfloat16"))
+            TorchEngine(adapted(tiny, kind)[0], TrainConfig(precision="bfloat16"))
         return
     model, _ = adapted(tiny, kind)
-    batch = train.make_batch(make_rows(3, 150))
+    batch = make_batch(make_rows(3, 150))
     (want, exact), (got, rough) = (
-        torch_step.TorchEngine(model, train.TrainConfig(precision=p)).gradients(batch) for p in ("auto", "bfloat16")
+        TorchEngine(model, TrainConfig(precision=p)).gradients(batch) for p in ("auto", "bfloat16")
     )
     assert got == pytest.approx(want, rel=2e-3) and got != want
     a, b = (np.concatenate([np.array(v).ravel() for _, v in tree_flatten(t)]) for t in (exact, rough))
@@ -200,17 +219,17 @@ def test_entropy_is_torchs_however_sure_the_model_is(monkeypatch, sure, dtype, n
     import torch
 
     torch.manual_seed(1)
-    monkeypatch.setattr(torch_step, "VOCABULARY_CHUNK", 64)
-    monkeypatch.setattr(torch_step, "ROWS_MULTIPLE", 4)
+    monkeypatch.setattr(torch_loss, "VOCABULARY_CHUNK", 64)
+    monkeypatch.setattr(torch_loss, "ROWS_MULTIPLE", 4)
     table = torch.randn(1000, 32).to(getattr(torch, dtype))
     targets = torch.randint(1000, (20,))
     h = (sure * table[targets].float() + 0.1 * torch.randn(20, 32)).to(table.dtype).float().requires_grad_()
     products = []
     monkeypatch.setattr(
-        torch_step, "_pull", lambda z, part: products.append(len(z)) or (z.to(part.dtype) @ part).float()
+        torch_loss, "_pull", lambda z, part: products.append(len(z)) or (z.to(part.dtype) @ part).float()
     )
     padded = torch.cat([h.detach(), torch.randn(4, 32)]).requires_grad_()
-    loss = torch_step._Entropy.apply(padded, table, targets)
+    loss = torch_loss.CrossEntropy.apply(padded, table, targets)
     (gradient,) = torch.autograd.grad(loss, padded)
     assert not gradient[20:].any()
     gradient = gradient[:20]
@@ -232,7 +251,7 @@ def test_a_sure_model_has_no_negative_loss():
     targets = torch.randint(3000, (64,))
     h = 0.06 * table[targets].float() + 0.003 * torch.randn(64, 640)
     for row, target in zip(h, targets):
-        loss = torch_step._Entropy.apply(row[None], table, target[None]).item()
+        loss = torch_loss.CrossEntropy.apply(row[None], table, target[None]).item()
         assert -1e-6 <= loss < 1e-3
 
 
@@ -243,22 +262,22 @@ def small_words(monkeypatch):
 
     torch.manual_seed(3)
     for name, value in (("VOCABULARY_CHUNK", 64), ("FREQUENT", 60), ("ROWS_MULTIPLE", 4)):
-        monkeypatch.setattr(torch_step, name, value)
+        monkeypatch.setattr(torch_loss, name, value)
     table, targets = torch.randn(1000, 32), torch.randint(500, 1000, (20,))
     h = (0.1 * table[targets] + 0.3 * torch.randn(20, 32)).requires_grad_()
-    return table, targets, h, torch_step._Words(table, targets.tolist())
+    return table, targets, h, torch_loss.SampledVocabulary(table, targets.tolist())
 
 
 def entropy(h, table, targets, words=None):
     import torch
 
-    loss = torch_step._Entropy.apply(h, table, targets, words)
+    loss = torch_loss.CrossEntropy.apply(h, table, targets, words)
     return loss.item(), torch.autograd.grad(loss, h)[0]
 
 
 def test_all_words_sampled_are_the_exact_softmax(monkeypatch, small_words):
     table, targets, h, words = small_words
-    monkeypatch.setattr(torch_step, "SAMPLED_CHUNKS", 1000)
+    monkeypatch.setattr(torch_loss, "SAMPLED_CHUNKS", 1000)
     loss, gradient = entropy(h, table, targets)
     sampled, pulled = entropy(h, table, targets, words)
     assert sampled == pytest.approx(loss, rel=1e-6) and (gradient - pulled).abs().max() < 1e-5
@@ -271,13 +290,13 @@ def test_the_sampled_sum_over_the_vocabulary_has_no_bias(monkeypatch, small_word
     from types import SimpleNamespace
 
     table, targets, h, words = small_words
-    monkeypatch.setattr(torch_step, "SAMPLED_CHUNKS", chunks)
+    monkeypatch.setattr(torch_loss, "SAMPLED_CHUNKS", chunks)
     assert len(words.ids) == 128 and set(targets.tolist()) <= set(words.ids.tolist()) and 0 in words.ids
     exact = [math.exp(entropy(h[i : i + 1], table, targets[i : i + 1])[0]) for i in range(4)]
     sums = []
     for draw in combinations(range(len(words.others)), chunks):
         chosen = SimpleNamespace(sample=lambda others, count, draw=draw: [others[k] for k in draw])
-        monkeypatch.setattr(torch_step.random, "Random", lambda seed, chosen=chosen: chosen)
+        monkeypatch.setattr(torch_loss.random, "Random", lambda seed, chosen=chosen: chosen)
         sums.append([math.exp(entropy(h[i : i + 1], table, targets[i : i + 1], words)[0]) for i in range(4)])
     means = [sum(column) / len(sums) for column in zip(*sums)]
     assert means == pytest.approx(exact, rel=1e-4)
@@ -295,61 +314,61 @@ def test_a_batch_has_one_draw_and_words_that_are_not_learned_are_refused(small_w
 
 
 def test_a_sampled_softmax_trains_and_validates_exactly(tiny, monkeypatch):
-    monkeypatch.setattr(torch_step, "VOCABULARY_CHUNK", 64)
-    monkeypatch.setattr(torch_step, "FREQUENT", 0)
+    monkeypatch.setattr(torch_loss, "VOCABULARY_CHUNK", 64)
+    monkeypatch.setattr(torch_loss, "FREQUENT", 0)
     model, _ = adapted(tiny, "lora")
     rows = make_rows(8, 40)
-    batch = train.make_batch(rows)
-    config = train.TrainConfig(softmax="sampled", engine="torch")
-    exact, sampled = (train.make_engine(model, c, rows) for c in (train.TrainConfig(engine="torch"), config))
+    batch = make_batch(rows)
+    config = TrainConfig(softmax="sampled", engine="torch")
+    exact, sampled = (make_engine(model, c, rows) for c in (TrainConfig(engine="torch"), config))
     assert sampled.loss(batch) == exact.loss(batch)
     total, estimate = exact.gradients(batch)[0], sampled.gradients(batch)[0]
     assert total != estimate and abs(total - estimate) < 0.2 * total
-    with pytest.raises(train.TrainError, match="whole vocabulary"):
-        train.make_engine(model, train.TrainConfig(softmax="sampled", engine="mlx"), rows)
-    with pytest.raises(train.TrainError, match="softmax"):
-        train.TrainConfig(softmax="none")
-    assert [train.choose_softmax(model, w) for w in ("auto", "exact", "sampled")] == ["sampled", "exact", "sampled"]
+    with pytest.raises(TrainError, match="whole vocabulary"):
+        make_engine(model, TrainConfig(softmax="sampled", engine="mlx"), rows)
+    with pytest.raises(TrainError, match="softmax"):
+        TrainConfig(softmax="none")
+    assert [choose_softmax(model, w) for w in ("auto", "exact", "sampled")] == ["sampled", "exact", "sampled"]
 
 
 def test_batches_come_in_few_shapes():
     """Each shape of a bfloat16 product keeps memory: hundreds of batches must not be hundreds of shapes."""
     found = []
     for seed in range(100):
-        batch = train.make_batch(make_rows(6, 20, seed))
-        layout = torch_step._Layout.of(batch)
+        batch = make_batch(make_rows(6, 20, seed))
+        layout = torch_layout.PackedLayout.of(batch)
         own = sum(map(len, batch.rows))
         found.append((len(layout.ids) - 20, layout.width, len(layout.learned)))
-        assert own <= len(layout.ids) - 20 < own + torch_step.ROWS_MULTIPLE
-        assert len(layout.targets) <= len(layout.learned) < len(layout.targets) + torch_step.ROWS_MULTIPLE
+        assert own <= len(layout.ids) - 20 < own + ROWS_MULTIPLE
+        assert len(layout.targets) <= len(layout.learned) < len(layout.targets) + ROWS_MULTIPLE
         spots = dict(zip(layout.slots.tolist(), layout.ids[20:].tolist()))
         assert all(spots[b * layout.width + s] == i for b, r in enumerate(batch.rows) for s, i in enumerate(r))
     assert all(len(set(sizes)) < 14 for sizes in zip(*found))
-    assert all(name in os.environ for name in torch_step.SHAPES_KEPT)
+    assert all(name in os.environ for name in SHAPES_KEPT)
 
 
 def test_chunks_do_not_change_the_result(tiny):
     model, _ = adapted(tiny, "lora")
-    batch = train.make_batch(make_rows(3, 200))
-    arrays = train.batch_arrays(batch)
-    values = {train.shared_loss(model, *arrays, p, c)[0].item() for p, c in ((1000, 1000), (7, 5), (64, 1))}
+    batch = make_batch(make_rows(3, 200))
+    arrays = batch_arrays(batch)
+    values = {shared_loss(model, *arrays, p, c)[0].item() for p, c in ((1000, 1000), (7, 5), (64, 1))}
     assert max(values) - min(values) < 1e-5
 
 
 def test_padding_of_arrays_has_no_weight(tiny):
     model, _ = adapted(tiny, "lora")
-    batch = train.make_batch(make_rows(3, 60))
-    plain, padded = (train.shared_loss(model, *train.batch_arrays(batch, m))[0].item() for m in (1, 64))
+    batch = make_batch(make_rows(3, 60))
+    plain, padded = (shared_loss(model, *batch_arrays(batch, m))[0].item() for m in (1, 64))
     assert plain == pytest.approx(padded, abs=1e-5)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_target_right_behind_the_prefix_moves_the_split(tiny, engine):
     rows = [Row(r.ids, tuple(i >= 40 for i in range(len(r.ids))), 40) for r in make_rows(2, 40)]
-    batch = train.make_batch(rows)
+    batch = make_batch(rows)
     assert len(batch.prefix) == 39
     model, _ = adapted(tiny, "lora")
-    total, _ = ENGINES[engine](model, train.TrainConfig()).gradients(batch)
+    total, _ = ENGINES[engine](model, TrainConfig()).gradients(batch)
     assert total / len(batch.targets) == pytest.approx(reference(model, rows)[0], abs=2e-5)
 
 
@@ -359,11 +378,11 @@ def test_accumulated_micro_batches_are_one_batch(tiny, tmp_path):
     results = []
     for batch_size, accumulate in ((6, 1), (3, 2)):
         model, tokenizer = adapted(tiny, "lora")
-        config = train.TrainConfig(
+        config = TrainConfig(
             iters=1, batch_size=batch_size, grad_accumulation_steps=accumulate, warmup=0, lr_schedule="constant"
         )
-        history = train.train(model, tokenizer, rows, [], config, tmp_path / str(batch_size), on_report=lambda _: None)
-        results.append((history.losses[0], train.trainable_bytes(model)))
+        history = train(model, tokenizer, rows, [], config, tmp_path / str(batch_size), on_report=lambda _: None)
+        results.append((history.losses[0], trainable_bytes(model)))
     (loss_a, a), (loss_b, b) = results
     assert loss_a == pytest.approx(loss_b, abs=1e-5)
     # Adam's first step has the size of the rate whatever the gradient's size: compare where it is well above rounding.
@@ -376,20 +395,20 @@ def test_accumulated_micro_batches_are_one_batch(tiny, tmp_path):
 
 def test_every_row_is_trained_once_an_epoch():
     rows = make_rows(13, 30, seed=1) + make_rows(5, 60, seed=2) + make_rows(1, 8, seed=3)
-    plan = train.plan_epoch(rows, 4, seed=7, epoch=0)
+    plan = plan_epoch(rows, 4, seed=7, epoch=0)
     assert sorted(i for batch in plan for i in batch) == list(range(19))
     assert all(1 <= len(batch) <= 4 for batch in plan)
     assert len(plan) == 4 + 2 + 1
     for batch in plan:
         assert len({rows[i].ids[: rows[i].prefix] for i in batch}) == 1
-        train.make_batch([rows[i] for i in batch])
-    assert plan == train.plan_epoch(rows, 4, seed=7, epoch=0)
-    assert plan != train.plan_epoch(rows, 4, seed=7, epoch=1) != train.plan_epoch(rows, 4, seed=8, epoch=1)
+        make_batch([rows[i] for i in batch])
+    assert plan == plan_epoch(rows, 4, seed=7, epoch=0)
+    assert plan != plan_epoch(rows, 4, seed=7, epoch=1) != plan_epoch(rows, 4, seed=8, epoch=1)
 
 
 def test_batches_mix_rows_of_all_lengths():
-    rows = [train.Row(tuple(range(10)) + (7,) * n, (False,) * 10 + (True,) * n, 10) for n in range(1, 65)]
-    first, second = (train.plan_epoch(rows, 8, seed=3, epoch=epoch) for epoch in (0, 1))
+    rows = [Row(tuple(range(10)) + (7,) * n, (False,) * 10 + (True,) * n, 10) for n in range(1, 65)]
+    first, second = (plan_epoch(rows, 8, seed=3, epoch=epoch) for epoch in (0, 1))
     assert first != second and sorted(i for batch in first for i in batch) == list(range(64))
     assert min(max(batch) - min(batch) for batch in first) > 16  # row i has i + 1 tokens of its own
 
@@ -397,15 +416,15 @@ def test_batches_mix_rows_of_all_lengths():
 @pytest.mark.parametrize("start", [0, 1, 4, 5, 11])
 def test_batches_go_on_where_they_stopped(start):
     rows = make_rows(17, 10)
-    whole, rest = train.batches_from(rows, 4, 3), train.batches_from(rows, 4, 3, start)
+    whole, rest = batches_from(rows, 4, 3), batches_from(rows, 4, 3, start)
     taken = [next(whole) for _ in range(16)]
     assert [next(rest) for _ in range(16 - start)] == taken[start:]
 
 
 def test_batches_of_one_row_and_more_than_there_are():
     rows = make_rows(3, 10)
-    assert len(train.plan_epoch(rows, 1, 0, 0)) == 3
-    assert [len(b) for b in train.plan_epoch(rows, 100, 0, 0)] == [3]
+    assert len(plan_epoch(rows, 1, 0, 0)) == 3
+    assert [len(b) for b in plan_epoch(rows, 100, 0, 0)] == [3]
 
 
 @pytest.mark.parametrize(
@@ -419,27 +438,27 @@ def test_batches_of_one_row_and_more_than_there_are():
     ],
 )
 def test_bad_rows_are_refused(rows, said):
-    with pytest.raises(train.TrainError, match=said):
-        train.check_rows(rows, "training rows")
+    with pytest.raises(TrainError, match=said):
+        check_rows(rows, "training rows")
 
 
 def test_rows_of_two_prefixes_are_no_batch():
-    with pytest.raises(train.TrainError, match="same prefix"):
-        train.make_batch([make_rows(1, 20, seed=1)[0], make_rows(1, 20, seed=2)[0]])
+    with pytest.raises(TrainError, match="same prefix"):
+        make_batch([make_rows(1, 20, seed=1)[0], make_rows(1, 20, seed=2)[0]])
 
 
 # ---------------------------------------------------------------- settings
 
 
 def test_learning_rate_warms_up_and_falls():
-    config = train.TrainConfig(iters=110, learning_rate=1.0, warmup=10, min_learning_rate=0.1)
-    rates = [train.learning_rate_at(config, i) for i in range(111)]
+    config = TrainConfig(iters=110, learning_rate=1.0, warmup=10, min_learning_rate=0.1)
+    rates = [learning_rate_at(config, i) for i in range(111)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[10] == 1.0
     assert rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert train.learning_rate_at(replace(config, lr_schedule="constant"), 100) == 1.0
-    assert train.learning_rate_at(replace(config, lr_schedule="linear"), 60) == pytest.approx(0.55)
-    assert train.learning_rate_at(replace(config, warmup=0), 0) == 1.0
+    assert learning_rate_at(replace(config, lr_schedule="constant"), 100) == 1.0
+    assert learning_rate_at(replace(config, lr_schedule="linear"), 60) == pytest.approx(0.55)
+    assert learning_rate_at(replace(config, warmup=0), 0) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -457,8 +476,8 @@ def test_learning_rate_warms_up_and_falls():
     ],
 )
 def test_bad_settings_are_refused(wrong):
-    with pytest.raises(train.TrainError, match=next(iter(wrong))):
-        train.TrainConfig(**wrong)
+    with pytest.raises(TrainError, match=next(iter(wrong))):
+        TrainConfig(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -466,7 +485,7 @@ def test_bad_settings_are_refused(wrong):
     [("lora", -1, 4, None), ("dora", 2, 8, None), ("full", 1, 8, None), ("lora", 1, 1, None)],
 )
 def test_trainable_parameters_are_counted_exactly(tiny, kind, layers, rank, count):
-    model, _ = train.load_model(tiny)
+    model, _ = load_model(tiny)
     args = model.args
     sizes = [  # (in, out) of a layer's linear layers
         (args.hidden_size, args.num_attention_heads * args.head_dim),
@@ -481,47 +500,47 @@ def test_trainable_parameters_are_counted_exactly(tiny, kind, layers, rank, coun
         "full": sum(i * o for i, o in sizes) + 4 * args.hidden_size + 2 * args.head_dim,
     }[kind]
     used = args.num_hidden_layers if layers == -1 else layers
-    assert train.add_lora(model, rank, 20.0, 0.0, layers, kind) == used * layer
+    assert add_lora(model, rank, 20.0, 0.0, layers, kind) == used * layer
 
 
 def test_bad_adapters_are_refused(tiny):
-    model, _ = train.load_model(tiny)
+    model, _ = load_model(tiny)
     for wrong in ({"fine_tune_type": "lore"}, {"num_layers": 0}, {"num_layers": 7}, {"rank": 0}, {"dropout": 1.0}):
-        with pytest.raises(train.TrainError, match=next(iter(wrong))):
-            train.add_lora(model, **wrong)
-    train.add_lora(model)
-    with pytest.raises(train.TrainError, match="adapters already"):
-        train.add_lora(model)
+        with pytest.raises(TrainError, match=next(iter(wrong))):
+            add_lora(model, **wrong)
+    add_lora(model)
+    with pytest.raises(TrainError, match="adapters already"):
+        add_lora(model)
 
 
 def test_dropout_and_half_precision_take_the_mlx_engine(tiny):
-    model, _ = train.load_model(tiny)
-    train.add_lora(model, dropout=0.1)
-    assert train.make_engine(model, train.TrainConfig()).name == "mlx"
-    with pytest.raises(train.TrainError, match="dropout"):
-        train.make_engine(model, train.TrainConfig(engine="torch"))
-    model, _ = train.load_model(tiny, dtype="bfloat16")
-    assert train.make_engine(model, train.TrainConfig()).name == "mlx"
-    model, _ = train.load_model(tiny)
-    assert train.make_engine(model, train.TrainConfig()).name == "torch"
+    model, _ = load_model(tiny)
+    add_lora(model, dropout=0.1)
+    assert make_engine(model, TrainConfig()).name == "mlx"
+    with pytest.raises(TrainError, match="dropout"):
+        make_engine(model, TrainConfig(engine="torch"))
+    model, _ = load_model(tiny, dtype="bfloat16")
+    assert make_engine(model, TrainConfig()).name == "mlx"
+    model, _ = load_model(tiny)
+    assert make_engine(model, TrainConfig()).name == "torch"
 
 
 # ---------------------------------------------------------------- a run
 
 
 def quick(**changes):
-    config = train.TrainConfig(
+    config = TrainConfig(
         iters=8, batch_size=4, learning_rate=2e-3, warmup=2, steps_per_report=2, steps_per_eval=2, save_every=3
     )
     return replace(config, **changes)
 
 
 def run(tiny, folder, config, evaluate=None, on_report=None, rows=None):
-    model, tokenizer = train.load_model(tiny)
-    train.add_lora(model, 4, 20.0, seed=config.seed)
+    model, tokenizer = load_model(tiny)
+    add_lora(model, 4, 20.0, seed=config.seed)
     rows = rows or make_rows(10, 40) + make_rows(6, 70, seed=4)
     records = []
-    history = train.train(
+    history = train(
         model, tokenizer, rows[:14], rows[14:], config, folder, evaluate=evaluate, on_report=on_report or records.append
     )
     return model, history, records
@@ -546,8 +565,8 @@ def test_training_learns_reports_and_keeps_best_and_last(tiny, tmp_path):
     assert history.best_iter == min(history.evals, key=lambda e: e["valid_loss"])["iter"]
     assert history.reports[0]["loss"] == pytest.approx(sum(history.losses[:2]) / 2)
     assert [r["kind"] for r in records] == ["train", "eval"] * 4
-    assert all("iter" in train.format_record(r) for r in records)
-    again = train.History.load(tmp_path / "history.json")
+    assert all("iter" in format_record(r) for r in records)
+    again = History.load(tmp_path / "history.json")
     assert again == history
     from mlx_lm.utils import load
 
@@ -571,14 +590,14 @@ def test_best_is_the_highest_exact_match_then_the_lowest_loss(tiny, tmp_path):
     tied = {e["iter"]: e["valid_loss"] for e in history.evals if e["exact"] == 0.75}
     assert sorted(tied) == [4, 6] and history.best_iter == min(tied, key=tied.get)
     kept = mx.load(str(tmp_path / "best" / "adapters.safetensors"))
-    assert all(np.array_equal(np.array(kept[k]), np.array(v)) for k, v in train.trainable_bytes(model).items())
+    assert all(np.array_equal(np.array(kept[k]), np.array(v)) for k, v in trainable_bytes(model).items())
     last = mx.load(str(tmp_path / "last" / "adapters.safetensors"))
     assert any(not np.array_equal(np.array(kept[k]), np.array(last[k])) for k in kept)
 
 
 def test_an_evaluation_is_better_by_exact_match_before_loss():
     def rank(exact, loss):
-        return train._rank({"exact": exact, "valid_loss": loss})
+        return loop._rank({"exact": exact, "valid_loss": loss})
 
     assert rank(0.5, 9.0) > rank(0.25, 1.0)
     assert rank(0.5, 1.0) > rank(0.5, 2.0)
@@ -596,12 +615,12 @@ def test_patience_stops_early(tiny, tmp_path):
 def few(tmp_path_factory):
     """A folder as stage 01 leaves it: six rows of one tool set, one of another, and two validation cases."""
     source = Path(__file__).parent / "data" / "ci"
-    tools = data.read_tools(source / "tools.json")
-    examples = data.read_examples(source / "examples.json", tools)
+    tools = read_tools(source / "tools.json")
+    examples = read_examples(source / "examples.json", tools)
     folder = tmp_path_factory.mktemp("data")
     other = {**examples[6], "tools": examples[6]["tools"][:1]}
-    data.write_jsonl(folder / "train.jsonl", [*examples[:6], other])
-    data.write_jsonl(folder / "valid.jsonl", examples[7:9])
+    write_jsonl(folder / "train.jsonl", [*examples[:6], other])
+    write_jsonl(folder / "valid.jsonl", examples[7:9])
     return folder
 
 
@@ -609,13 +628,13 @@ def test_two_workers_take_the_steps_of_one(tiny, tmp_path, few):
     """Real processes over the ring; the row with tools of its own is a batch of one, which leaves a worker idle."""
     adapters = {"rank": 4, "scale": 20.0, "seed": 3}
     config = quick(iters=5, steps_per_eval=0, batch_size=3)
-    model, tokenizer = train.load_model(tiny)
-    train.add_lora(model, **adapters)
-    rows = [data.load_rows(few, split, tokenizer._tokenizer) for split in ("train", "valid")]
-    assert {len(batch) for batch in train.plan_epoch(rows[0], 3, config.seed, 0)} == {1, 3}
-    alone = train.train(model, tokenizer, *rows, config, tmp_path / "one", on_report=lambda _: None)
+    model, tokenizer = load_model(tiny)
+    add_lora(model, **adapters)
+    rows = [load_rows(few, split, tokenizer._tokenizer) for split in ("train", "valid")]
+    assert {len(batch) for batch in plan_epoch(rows[0], 3, config.seed, 0)} == {1, 3}
+    alone = train(model, tokenizer, *rows, config, tmp_path / "one", on_report=lambda _: None)
     seen = []
-    both = workers.train_on_workers(2, tiny, few, adapters, config, tmp_path / "two", 4, seen.append)
+    both = train_on_workers(2, tiny, few, adapters, config, tmp_path / "two", 4, seen.append)
     assert [r["kind"] for r in seen] == ["train", "train", "train", "eval"] and seen[-1]["exact"] is not None
     assert both.losses == pytest.approx(alone.losses, rel=1e-5)
     assert both.evals[0]["valid_loss"] == pytest.approx(alone.evals[0]["valid_loss"], rel=1e-5)
@@ -624,18 +643,18 @@ def test_two_workers_take_the_steps_of_one(tiny, tmp_path, few):
 
 
 def test_a_failed_worker_is_named(tmp_path, few):
-    with pytest.raises(train.TrainError, match=r"no config\.json"):
-        workers.train_on_workers(2, tmp_path, few, {"rank": 4}, quick(), tmp_path / "out", 4)
+    with pytest.raises(TrainError, match=r"no config\.json"):
+        train_on_workers(2, tmp_path, few, {"rank": 4}, quick(), tmp_path / "out", 4)
 
 
 def test_reports_go_where_they_are_asked_to_go(tiny, tmp_path, monkeypatch):
-    assert train.reporting_callback("", tmp_path, {}) is None
+    assert reporting_callback("", tmp_path, {}) is None
     for name in ("wandb", "swanlab", "tensorboard"):
         try:
             __import__(name)
         except ImportError:
-            with pytest.raises(train.TrainError, match=f"pip install {name}"):
-                train.reporting_callback(name, tmp_path, {})
+            with pytest.raises(TrainError, match=f"pip install {name}"):
+                reporting_callback(name, tmp_path, {})
     written = []
 
     class Writer:  # the interface of SummaryWriter, which needs a package that is not installed
@@ -649,10 +668,10 @@ def test_reports_go_where_they_are_asked_to_go(tiny, tmp_path, monkeypatch):
             pass
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
-    model, tokenizer = train.load_model(tiny)
-    train.add_lora(model, 4)
-    rows, callback = make_rows(6, 20), train.reporting_callback("tensorboard", tmp_path, {})
-    history = train.train(
+    model, tokenizer = load_model(tiny)
+    add_lora(model, 4)
+    rows, callback = make_rows(6, 20), reporting_callback("tensorboard", tmp_path, {})
+    history = train(
         model, tokenizer, rows[:4], rows[4:], quick(iters=4), tmp_path / "run", None, lambda _: None, callback
     )
     assert [(n, i) for n, _, i in written if n in ("train_loss", "val_loss")] == [
@@ -696,15 +715,16 @@ def test_a_killed_run_resumes(tiny, tmp_path):
         import os, signal, sys
         sys.path[:0] = [{tests!r}, {root!r}]
         import test_train as t
-        from fgtune_helpers import train
-        from fgtune_helpers.base import resolve_base
+        from fgtune.models.adapters import add_lora, load_model
+        from fgtune.models.base import resolve_base
+        from fgtune.training.loop import train
         def report(record):
             if record["kind"] == "train" and record["iter"] == 5 and sys.argv[2] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-        model, tokenizer = train.load_model(resolve_base("tiny").path)
-        train.add_lora(model, 4, 20.0, 0.2)
+        model, tokenizer = load_model(resolve_base("tiny").path)
+        add_lora(model, 4, 20.0, 0.2)
         rows = t.make_rows(12, 40)
-        train.train(model, tokenizer, rows, rows[:2], t.quick(steps_per_report=1), sys.argv[1], on_report=report)
+        train(model, tokenizer, rows, rows[:2], t.quick(steps_per_report=1), sys.argv[1], on_report=report)
         """
     ).format(tests=str(Path(__file__).parent), root=str(Path(__file__).parent.parent))
 
@@ -728,23 +748,23 @@ def test_another_run_does_not_take_the_checkpoint(tiny, tmp_path):
 
 
 def test_diverging_training_says_what_to_do(tiny, tmp_path):
-    with pytest.raises(train.TrainError, match="lower learning_rate"):
+    with pytest.raises(TrainError, match="lower learning_rate"):
         run(tiny, tmp_path, quick(iters=30, learning_rate=1e30, warmup=0, grad_clip=0))
 
 
 def test_training_needs_adapters_and_a_model(tiny, tmp_path):
-    model, tokenizer = train.load_model(tiny)
-    with pytest.raises(train.TrainError, match="add_lora"):
-        train.train(model, tokenizer, make_rows(2, 5), [], quick(), tmp_path)
-    with pytest.raises(train.TrainError, match=r"config\.json"):
-        train.load_model(tmp_path)
-    with pytest.raises(train.TrainError, match=r"adapters\.safetensors"):
-        train.load_adapters(model, tmp_path)
+    model, tokenizer = load_model(tiny)
+    with pytest.raises(TrainError, match="add_lora"):
+        train(model, tokenizer, make_rows(2, 5), [], quick(), tmp_path)
+    with pytest.raises(TrainError, match=r"config\.json"):
+        load_model(tmp_path)
+    with pytest.raises(TrainError, match=r"adapters\.safetensors"):
+        load_adapters(model, tmp_path)
 
 
 def test_the_prefix_runs_once_and_is_not_repeated(tiny):
     """What makes it fast: forward work grows with the rows' own tokens only, and the head sees learned tokens only."""
-    model, _ = train.load_model(tiny)
+    model, _ = load_model(tiny)
     seen = []
     gate = model.layers[0].mlp.gate_proj
 
@@ -755,33 +775,33 @@ def test_the_prefix_runs_once_and_is_not_repeated(tiny):
 
     gate.__class__ = Spy
     rows = make_rows(5, 200)
-    batch = train.make_batch(rows)
-    train.shared_loss(model, *train.batch_arrays(batch))
+    batch = make_batch(rows)
+    shared_loss(model, *batch_arrays(batch))
     assert seen == [200, 5 * max(len(r) for r in batch.rows)]
-    layout = torch_step._Layout.of(batch)
-    assert len(layout.ids) == 200 + train.round_up(sum(len(r) for r in batch.rows), torch_step.ROWS_MULTIPLE)
-    assert len(forward.run_prefix(model, mx.array(rows[0].ids[:200])).keys) == len(model.layers)
+    layout = torch_layout.PackedLayout.of(batch)
+    assert len(layout.ids) == 200 + round_up(sum(len(r) for r in batch.rows), ROWS_MULTIPLE)
+    assert len(run_prefix(model, mx.array(rows[0].ids[:200])).keys) == len(model.layers)
 
 
 def test_below_the_first_adapter_the_prefix_runs_once(tiny, monkeypatch):
     """Batches of two prefixes in turn: the same as by a fresh engine each, with less run; and few prefixes are kept."""
     model, _ = adapted(tiny, "lora", layers=2)
-    engine, ran = torch_step.TorchEngine(model), []
+    engine, ran = TorchEngine(model), []
     assert engine.first == len(model.layers) - 2 > 0
-    real = torch_step.TorchEngine._layer
+    real = TorchEngine._layer
     spy = lambda self, i, layer, groups, h, *rest: ran.append((i, len(h))) or real(self, i, layer, groups, h, *rest)
-    monkeypatch.setattr(torch_step.TorchEngine, "_layer", spy)
-    batches = [train.make_batch(make_rows(2, 150, seed)) for seed in (1, 2, 1)]
+    monkeypatch.setattr(TorchEngine, "_layer", spy)
+    batches = [make_batch(make_rows(2, 150, seed)) for seed in (1, 2, 1)]
     found = []
     for batch in batches:
         ran.clear()
         found.append((engine.gradients(batch), [n for i, n in ran if i == 0]))
-    own = [len(torch_step._Layout.of(batch).ids) - 150 for batch in batches]
+    own = [len(torch_layout.PackedLayout.of(batch).ids) - 150 for batch in batches]
     assert [n for _, n in found] == [[150, own[0]], [150, own[1]], [own[2]]]
     for (result, _), batch in zip(found, batches):
-        assert_close(result, torch_step.TorchEngine(model).gradients(batch))
-    monkeypatch.setattr(torch_step, "MOST_PREFIXES", 2)
-    engine.loss(train.make_batch(make_rows(2, 150, 3)))
+        assert_close(result, TorchEngine(model).gradients(batch))
+    monkeypatch.setattr(torch_step_module, "MOST_PREFIXES", 2)
+    engine.loss(make_batch(make_rows(2, 150, 3)))
     assert len(engine._below) == 1
 
 
@@ -797,11 +817,11 @@ def assert_close(a, b):
 def test_freed_memory_is_given_back(tiny, monkeypatch):
     """Every second block of many is freed: without trimming their pages stay with the process."""
     seen = []
-    monkeypatch.setattr(torch_step, "give_memory_back", lambda: seen.append(1))
+    monkeypatch.setattr(torch_step_module, "trim_memory", lambda: seen.append(1))
     model, _ = adapted(tiny, "lora")
-    engine = torch_step.TorchEngine(model)
-    batch = train.make_batch(make_rows(2, 20))
-    for _ in range(2 * torch_step.TRIM_EVERY):
+    engine = TorchEngine(model)
+    batch = make_batch(make_rows(2, 20))
+    for _ in range(2 * TRIM_EVERY):
         engine.gradients(batch)
     assert len(seen) == 2
     monkeypatch.undo()
@@ -812,5 +832,5 @@ def test_freed_memory_is_given_back(tiny, monkeypatch):
     blocks = [bytearray(100_000) for _ in range(2000)]
     del blocks[::2]
     before = resident()
-    torch_step.give_memory_back()
+    trim_memory()
     assert before - resident() > 50_000_000 and len(blocks) == 1000

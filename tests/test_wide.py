@@ -5,9 +5,14 @@ import onnx
 import pytest
 from test_export import SIZES, make_model
 
-from fgtune_helpers import ort, wide
-from fgtune_helpers.export import export_onnx, model_file
-from fgtune_helpers.quantize import Recipe, quantize
+from fgtune.engines.ort import OrtModel
+from fgtune.export import dequantized
+from fgtune.export.dequantized import LARGEST, SESSION, write_dequantized
+from fgtune.export.layout import model_file
+from fgtune.export.onnx import export_onnx
+from fgtune.quantize.recipes import Recipe
+from fgtune.quantize.variants import quantize
+from fgtune.runtimes.onnxruntime import OrtGenerator
 
 ROW = [2, 105, 364, 107, 65, 66, 67, 106]
 
@@ -18,25 +23,31 @@ def packed(tiny_onnx, tmp_path_factory):
     out = tmp_path_factory.mktemp("packed")
     plain = {"method": "rtn", "accuracy": 0}
     quantize(tiny_onnx, "q4", out, recipe=Recipe(more={"v_proj": 8}, **plain))
-    quantize(tiny_onnx, "q4s", out, recipe=Recipe(embed_bits=4, embed_block=32, own_words=True, **plain), words=ROW)
+    quantize(
+        tiny_onnx,
+        "q4s",
+        out,
+        recipe=Recipe(embed_bits=4, embed_block=32, mixed_precision_rows=True, **plain),
+        words=ROW,
+    )
     return out / "onnx"
 
 
 def logits(path, settings=None):
     """What a graph says after each token of ROW."""
-    model = ort.OrtModel(path, settings=settings)
+    model = OrtModel(path, settings=settings)
     return model.run(np.array([ROW]), model.empty(), keep=0)[0]
 
 
 @pytest.mark.parametrize("variant", ["q4", "q4s"])
-@pytest.mark.parametrize("largest", [wide.LARGEST, 2**14])
+@pytest.mark.parametrize("largest", [LARGEST, 2**14])
 def test_the_same_numbers_from_the_same_file(packed, monkeypatch, variant, largest):
     source, out = packed / model_file(variant), packed / model_file(variant, wide=True)
     before = {path.name for path in packed.iterdir()} - {out.name}
     expected = logits(source)
-    monkeypatch.setattr(wide, "LARGEST", largest)
-    assert wide.widen(source, out)
-    found = logits(out, wide.SESSION)
+    monkeypatch.setattr(dequantized, "LARGEST", largest)
+    assert write_dequantized(source, out)
+    found = logits(out, SESSION)
     assert abs(found - expected).max() < 1e-4 * abs(expected).max()
     assert {path.name for path in packed.iterdir()} == before | {out.name}, "no data of its own"
     graph = onnx.load(str(out), load_external_data=False).graph
@@ -50,12 +61,12 @@ def test_the_same_numbers_from_the_same_file(packed, monkeypatch, variant, large
 
 def test_a_generator_takes_the_wide_graph(packed):
     """As the page runs it: told not to turn the nodes back, and with the answers of the packed one."""
-    assert wide.widen(packed / model_file("q4"), packed / model_file("q4", wide=True))
+    assert write_dequantized(packed / model_file("q4"), packed / model_file("q4", wide=True))
     asked = ["<bos><start_of_turn>user\nweather in Oslo", "<bos><start_of_turn>user\nhello"]
-    plain, wider = (ort.OrtGenerator(packed.parent, "q4", max_tokens=8, wide=w) for w in (False, True))
+    plain, wider = (OrtGenerator(packed.parent, "q4", max_tokens=8, wide=w) for w in (False, True))
     assert wider.generate_ids(asked) == plain.generate_ids(asked)
     options = wider.model.session.get_session_options()
-    assert {key: options.get_session_config_entry(key) for key in wide.SESSION} == wide.SESSION
+    assert {key: options.get_session_config_entry(key) for key in SESSION} == SESSION
 
 
 def test_an_odd_number_of_zero_points_in_a_row(tmp_path, monkeypatch):
@@ -66,12 +77,12 @@ def test_an_odd_number_of_zero_points_in_a_row(tmp_path, monkeypatch):
     stored = {item.name: item.dims for item in onnx.load(str(source), load_external_data=False).graph.initializer}
     assert list(stored["model.embed_tokens.zeros"]) == [2048, 2] and SIZES["hidden_size"] == 3 * 32
     expected = logits(source)
-    for largest in (wide.LARGEST, 1001 * SIZES["hidden_size"]):  # one product, or parts with an odd number of rows
-        monkeypatch.setattr(wide, "LARGEST", largest)
-        assert wide.widen(source, out)
-        assert abs(logits(out, wide.SESSION) - expected).max() < 1e-4 * abs(expected).max()
+    for largest in (LARGEST, 1001 * SIZES["hidden_size"]):  # one product, or parts with an odd number of rows
+        monkeypatch.setattr(dequantized, "LARGEST", largest)
+        assert write_dequantized(source, out)
+        assert abs(logits(out, SESSION) - expected).max() < 1e-4 * abs(expected).max()
 
 
 def test_nothing_to_do(tiny_onnx, tmp_path):
-    assert not wide.widen(tiny_onnx / "onnx" / model_file("fp32"), tmp_path / "x.onnx")
+    assert not write_dequantized(tiny_onnx / "onnx" / model_file("fp32"), tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()

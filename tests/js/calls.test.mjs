@@ -18,7 +18,7 @@ const turns = kept.flatMap((one) =>
 const call = (values, name = "f") => ({ name, arguments: values });
 
 test("the kept cases render as in Python", () => {
-  const template = new Template(read("../../fgtune_helpers/chat_template.jinja"));
+  const template = new Template(read("../../fgtune/format/chat_template.jinja"));
   assert.ok(kept.length >= 300);
   for (const { text, ...variables } of kept) assert.equal(template.render({ bos_token: "<bos>", ...variables }), text);
 });

@@ -1,0 +1,196 @@
+"""More training examples from the user's own: the same sentences about other things, so that copying is learned.
+
+A small model that sees each example a few times remembers its names instead of reading them. A copy of an example
+exchanges every argument that stands word for word in the query, in the query and in the call alike, for what another
+example has for the same argument after the same word, or for a name that nobody has ever seen. Two or three requests
+said in one breath make a further example: calls for several things are learned from more sentences than somebody wrote.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from .examples import first_calls, first_query, leaves
+from .readers.tools import plain_tools
+
+AND = (". ", "; ", ", then ", " and ", ". Also, ", ". Then ")  # what may stand between two requests
+
+
+THREE = 1 / 4  # share of three requests in one, where the examples have such
+
+
+LONGEST = 3  # words of a value that may end the first of two requests: a dictated text would swallow the second
+
+
+INVENTED = 1 / 3  # share of the exchanged values whose capitalised words are made up
+
+
+SHORTEST = 3  # letters of a value that is exchanged
+
+
+def augment(examples: list[dict], copies: int, seed: int) -> list[dict]:
+    """`copies` new examples of each one (fewer where chance repeats itself), in order; ids end in `+1`, `+2`, …
+
+    Varied are single-turn examples. Values that a schema enumerates, and values that the query does not contain exactly
+    once, stay as they are. What cannot be varied at all, a text answer say, comes again as it is: else its share of the
+    rows would fall, and the model would make calls where words are due.
+    """
+    rng = random.Random(seed)
+    places = [_places(example) for example in examples]
+    pool: dict[tuple, set] = defaultdict(set)
+    for found in places:
+        for place in found:
+            pool[place.key].add(place.value)
+    choices = {key: sorted(values) for key, values in pool.items()}
+    halves = sorted({word for values in pool.values() for value in values for word in _names(value)})
+    out = []
+    for example, found in zip(examples, places):
+        queries = {first_query(example)}
+        for number in range(1, copies + 1):
+            fresh = _vary(example, found, choices, halves, rng) if found else example
+            if not found or first_query(fresh) not in queries:
+                queries.add(first_query(fresh))
+                out.append({**fresh, "id": f"{example['id']}+{number}"})
+    return out
+
+
+def combine(examples: list[dict], count: int, seed: int) -> list[dict]:
+    """Up to `count` new examples, each several of `examples` in one sentence with the calls of all; ids are `a&b`.
+
+    Joined are single-turn examples with one call each. The examples say what may be joined: two requests where one of
+    them makes several calls, two for the same tool where one calls a tool twice, three (a quarter) where one makes
+    three calls; else the model is not meant to.
+    """
+    names = [[call.name for call in first_calls(e)] for e in examples]
+    most = max(map(len, names), default=0)
+    if most < 2:
+        return []
+    twice = any(len(set(called)) < len(called) for called in names)
+    rng = random.Random(seed)
+    single = [e for e in examples if _is_single_turn(e) and len(first_calls(e)) == 1]
+    firsts = [e for e in single if _may_go_on(e)]
+    out: dict[str, dict] = {}
+    for _ in range(4 * count):  # some do not fit
+        if len(out) >= count or not firsts:
+            break
+        parts = [rng.choice(firsts), rng.choice(single)]
+        if most > 2 and rng.random() < THREE:
+            parts.insert(0, rng.choice(firsts))
+        families = {re.split(r"\+\d+$", part["id"])[0] for part in parts}  # never copies of one example
+        called = {first_calls(part)[0].name for part in parts}
+        if len(families) < len(parts) or (len(called) < len(parts) and not twice):
+            continue
+        if any(part["tools"] != parts[0]["tools"] for part in parts):
+            continue
+        messages = copy.deepcopy(parts[0]["messages"])
+        messages[1]["content"] = _join(parts, rng)
+        messages[2]["tool_calls"] = [copy.deepcopy(c) for part in parts for c in part["messages"][2]["tool_calls"]]
+        name = "&".join(part["id"] for part in parts)
+        out.setdefault(name, {**parts[0], "id": name, "messages": messages})
+    return list(out.values())
+
+
+def _is_single_turn(example: dict) -> bool:
+    return [m["role"] for m in example["messages"]] == ["developer", "user", "assistant"]
+
+
+def _texts(example: dict) -> list[str]:
+    """The strings among the arguments of an example."""
+    return [v for call in first_calls(example) for _, v in leaves(call.arguments, {}) if isinstance(v, str)]
+
+
+def _may_go_on(example: dict) -> bool:
+    """Whether another request can follow: the query does not end in a longer text that would seem to go on."""
+    query = first_query(example).rstrip(" .!?\"'”’")
+    return not any(query.endswith(v.rstrip(" .!?\"'")) and len(v.split()) > LONGEST for v in _texts(example))
+
+
+def _join(parts: list[dict], rng: random.Random) -> str:
+    """The queries in one sentence, or in several where one has its full stop; three are a list with commas at times."""
+    text = first_query(parts[0]).strip()
+    for number, part in enumerate(parts[1:], 2):
+        query = first_query(part).strip()
+        if text[-1] in ".!?":
+            text = f"{text} {query}"
+            continue
+        between = rng.choice((", ", *AND) if number < len(parts) else AND)
+        capital = re.match(r"[A-Z][a-z]+", query)  # small where the sentence goes on, unless an argument has it so
+        if capital and between != ". ":
+            if any(capital.group() in said for said in _texts(part)):
+                between = ". "
+            else:
+                query = query[0].lower() + query[1:]
+        text += between + query
+    return text
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A value that can be exchanged: where it stands in the calls, and what may take its place (the same `key`)."""
+
+    path: tuple
+    key: tuple
+    value: str | int
+
+
+def _places(example: dict) -> list[_Place]:
+    if not _is_single_turn(example):
+        return []
+    query, found = first_query(example), []
+    schemas = {tool["name"]: tool.get("parameters", {}) for tool in plain_tools(example["tools"])}
+    for i, call in enumerate(first_calls(example)):
+        for path, value in leaves(call.arguments, schemas.get(call.name, {})):
+            if isinstance(value, str) and len(re.findall(r"[^\W\d_]", value)) < SHORTEST:
+                continue
+            spots = [m.start() for m in re.finditer(_whole(value), query)]
+            if len(spots) == 1:
+                before = re.findall(r"[\w']+|[^\w\s]", query[: spots[0]].casefold())
+                names = tuple(part for part in path if isinstance(part, str))
+                key = (call.name, names, before[-1] if before else "", type(value).__name__)
+                found.append(_Place((i, *path), key, value))
+    texts = [str(place.value) for place in found]
+    return [place for place in found if sum(str(place.value) in text for text in texts) == 1]  # none inside another
+
+
+def _whole(value: str | int) -> str:
+    """A pattern for `value` where it stands as words of its own."""
+    return rf"(?<![\w.,:]){re.escape(str(value))}(?![\w%]|[.,:]\d)"
+
+
+def _vary(example: dict, places: list[_Place], choices: dict, halves: list[str], rng: random.Random) -> dict:
+    """A copy of the example with every exchangeable value exchanged."""
+    messages = copy.deepcopy(example["messages"])
+    calls = [call["function"]["arguments"] for call in messages[2].get("tool_calls") or []]
+    table = {}
+    for place in places:
+        new = rng.choice(choices[place.key])
+        if rng.random() < INVENTED:
+            for word in _names(new):
+                new = new.replace(word, _invent(halves, rng), 1)
+        table[str(place.value)] = str(new)
+        *way, last = place.path
+        holder: Any = calls
+        for part in way:
+            holder = holder[part]
+        holder[last] = new
+    if table:
+        pattern = "|".join(map(_whole, sorted(table, key=len, reverse=True)))
+        messages[1]["content"] = re.sub(pattern, lambda m: table[m.group()], messages[1]["content"])
+    return {**example, "messages": messages}
+
+
+def _names(value: str | int) -> list[str]:
+    """The longer words of a name: of a value that has capitalised words only."""
+    text = str(value)
+    return [word for word in re.findall(r"[^\W\d_]{4,}", text) if text.istitle() and not re.search(r"\d", text)]
+
+
+def _invent(halves: list[str], rng: random.Random) -> str:
+    """A name made of the first half of one name and the second half of another."""
+    first, second = rng.choice(halves), rng.choice(halves)
+    return first[: (len(first) + 1) // 2] + second[(len(second) + 1) // 2 :].lower()

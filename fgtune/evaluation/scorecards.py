@@ -1,0 +1,201 @@
+"""Scorecards of one runtime, and several side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..data.rows import Case
+from ..runtimes.constrained import Grammar
+from .judging import CALL, MALFORMED, TEXT, Result, judge
+
+
+def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `n` cases. Source: E. B. Wilson, JASA 22 (1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = hits / n, z * z
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(repr=False)
+class Scorecard:
+    """Results of one runtime on a list of cases; saves as JSON and shows itself as a table."""
+
+    name: str
+    results: list[Result] = field(default_factory=list)
+    seconds: float | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.results)
+
+    @property
+    def hits(self) -> int:
+        return sum(r.exact for r in self.results)
+
+    @property
+    def exact(self) -> float:
+        """Share of cases with exactly the expected calls, in order."""
+        return self.hits / self.n if self.n else 0.0
+
+    def states(self) -> dict[str, Counter]:
+        """For cases that expect calls and for those that expect none: how many answered text, call, malformed."""
+        table = {"call expected": Counter(), "text expected": Counter()}
+        for r in self.results:
+            table["call expected" if r.expected else "text expected"][r.state] += 1
+        return table
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that a report shows; shares between 0 and 1."""
+        calls = [r for r in self.results if r.expected]
+        none = [r for r in self.results if not r.expected]
+        arguments = sum(r.arguments for r in self.results)
+        low, high = wilson(self.hits, self.n)
+        return {
+            "cases": self.n,
+            "exact": self.exact,
+            "exact_low": low,
+            "exact_high": high,
+            "exact_any_order": sum(r.exact_any_order for r in self.results) / self.n if self.n else 0.0,
+            "right_tools": _share([[c["name"] for c in r.got] == [c["name"] for c in r.expected] for r in calls]),
+            "arguments": sum(r.arguments_right for r in self.results) / arguments if arguments else 1.0,
+            "abstained": _share([r.state == TEXT for r in none]),
+            "malformed": sum(r.state == MALFORMED for r in self.results),
+        }
+
+    def confusion(self) -> dict[tuple[str, str], int]:
+        """How often the first tool expected was answered by which; `no call` and `malformed` count as tools."""
+        pairs: Counter = Counter()
+        for r in self.results:
+            want = r.expected[0]["name"] if r.expected else "no call"
+            have = MALFORMED if r.state == MALFORMED else r.got[0]["name"] if r.got else "no call"
+            pairs[want, have] += 1
+        return dict(pairs)
+
+    def lost_against(self, other: Scorecard) -> list[Result]:
+        """Cases that `other` gets right and this one does not."""
+        right = {r.id for r in other.results if r.exact}
+        return [r for r in self.results if r.id in right and not r.exact]
+
+    def same_outputs(self, other: Scorecard) -> int:
+        """In how many cases the two gave the same text, to the letter."""
+        theirs = {r.id: r.output for r in other.results}
+        return sum(theirs.get(r.id) == r.output for r in self.results)
+
+    def different_from(self, other: Scorecard) -> list[tuple[str, str, str]]:
+        """(query, their answer, this answer) where neither the text nor the calls are the same."""
+        theirs = {r.id: r for r in other.results}
+        pairs = [(theirs[r.id], r) for r in self.results]
+        return [
+            (b.query, a.output, b.output) for a, b in pairs if a.output != b.output and (not b.got or a.got != b.got)
+        ]
+
+    def save(self, path: Path) -> None:
+        """Write the scorecard as JSON."""
+        value = {"name": self.name, "seconds": self.seconds, "summary": self.summary()}
+        value["results"] = [asdict(r) for r in self.results]
+        path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Scorecard:
+        """Read what `save` wrote."""
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return cls(value["name"], [Result(**r) for r in value["results"]], value["seconds"])
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self._headline()}"]
+        lines += [f"  {r.query[:60]} → {'; '.join(r.differs)}" for r in self.results if not r.exact]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _headline(self) -> str:
+        s = self.summary()
+        interval = f"95 % interval {s['exact_low']:.0%} to {s['exact_high']:.0%}"
+        return f"{self.hits} of {self.n} exact ({s['exact']:.1%}, {interval})"
+
+    def _repr_html_(self) -> str:
+        s = self.summary()
+        rows = [
+            ("exact match", self._headline()),
+            ("exact match, any order of parallel calls", f"{s['exact_any_order']:.1%}"),
+            ("right tools", f"{s['right_tools']:.1%}"),
+            ("right arguments", f"{s['arguments']:.1%}"),
+        ]
+        for kind, counts in self.states().items():
+            said = " / ".join(str(counts[state]) for state in (TEXT, CALL, MALFORMED))
+            rows.append((f"{kind}: text / call / malformed", said))
+        wrong = [(r.query, "; ".join(r.differs) or f"{r.state} instead of a call") for r in self.results if not r.exact]
+        lost = _html_table(("not exact", "what differs"), wrong[:12]) if wrong else ""
+        more = f"<p>… and {len(wrong) - 12} more</p>" if len(wrong) > 12 else ""
+        return f"<b>{escape(self.name)}</b>{_html_table((), rows)}{lost}{more}"
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    left = "style='text-align:left'"
+    top = "".join(f"<th {left}>{escape(cell)}</th>" for cell in head)
+    body = ("".join(f"<td {left}>{escape(cell)}</td>" for cell in row) for row in rows)
+    return "<table>" + (f"<tr>{top}</tr>" if head else "") + "".join(f"<tr>{row}</tr>" for row in body) + "</table>"
+
+
+def _share(flags: Sequence[bool]) -> float:
+    return sum(flags) / len(flags) if flags else 1.0
+
+
+def score(generator, cases: Sequence[Case], name: str = "model", grammar: Grammar | None = None) -> Scorecard:
+    """Run a generator on all cases and judge each. Raises ValueError when answers are missing.
+
+    A generator has `generate(prompts) -> texts`, and `finished` afterwards: whether each answer came to a stop token.
+    A bare function of prompts will do; its answers count as finished. With a `grammar` every answer is held to the
+    tools of its case.
+    """
+    import time
+
+    begin = time.perf_counter()
+    held = [[grammar.constraint(case.tools, case.prompt) for case in cases]] if grammar else []
+    outputs = getattr(generator, "generate", generator)([case.prompt for case in cases], *held)
+    if len(outputs) != len(cases):
+        raise ValueError(f"{name} gave {len(outputs)} answers to {len(cases)} prompts")
+    finished = getattr(generator, "finished", [True] * len(cases))
+    results = [judge(*each) for each in zip(cases, outputs, finished, strict=True)]
+    return Scorecard(name, results, time.perf_counter() - begin)
+
+
+class Comparison:
+    """Scorecards side by side, one line each, as text and as a table in a notebook."""
+
+    def __init__(self, cards: Sequence[Scorecard]):
+        self.cards = list(cards)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Name, exact, interval, right tools, right arguments, abstained, malformed, seconds: all as text."""
+        out = []
+        for card in self.cards:
+            s = card.summary()
+            shares = [f"{s[key]:.1%}" for key in ("right_tools", "arguments", "abstained")]
+            interval = f"{s['exact_low']:.0%}–{s['exact_high']:.0%}"
+            seconds = "" if card.seconds is None else f"{card.seconds:.0f}"
+            exact = (f"{card.hits}/{card.n}", f"{s['exact']:.1%}", interval)
+            out.append((card.name, *exact, *shares, str(s["malformed"]), seconds))
+        return out
+
+    HEAD = ("", "exact", "share", "95 %", "right tools", "right arguments", "abstained", "malformed", "seconds")
+
+    def __str__(self) -> str:
+        table = [self.HEAD, *self.rows()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(self.HEAD))]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return _html_table(self.HEAD, self.rows())

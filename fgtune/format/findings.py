@@ -1,0 +1,91 @@
+"""What lint has to say, one finding at a time and as a table."""
+
+import html
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+LEVELS = ("error", "repair", "warning", "info")
+
+
+class FormatError(ValueError):
+    """A message or a value that the format cannot carry."""
+
+
+class SchemaError(FormatError):
+    """A tool that `lint_tools` refuses."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing lint has to say. `level`: "error" (refused), "repair" (normalized, and how), "warning" or "info"."""
+
+    level: str
+    code: str
+    message: str
+    file: str = ""
+    example: str = ""
+    tool: str = ""
+    where: str = ""
+
+    def __str__(self) -> str:
+        place = " · ".join(part for part in (self.file, self.example, self.tool, self.where) if part)
+        return f"{self.level}: {place}: {self.message}" if place else f"{self.level}: {self.message}"
+
+
+class FindingsTable:
+    """Findings as a table, errors first: text when printed, HTML in a notebook. At most `limit` rows are shown."""
+
+    def __init__(self, findings: Iterable[Finding], limit: int = 60):
+        self.findings = sorted(findings, key=lambda finding: LEVELS.index(finding.level))
+        self.limit = limit
+
+    @property
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "error"]
+
+    @property
+    def summary(self) -> str:
+        counts = Counter(finding.level for finding in self.findings)
+        parts = [f"{counts[level]} {level}{'s' * (counts[level] != 1 and level != 'info')}" for level in LEVELS]
+        return (
+            ", ".join(part for part, level in zip(parts, LEVELS, strict=True) if counts[level]) or "nothing to report"
+        )
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def _rest(self) -> str:
+        hidden = len(self.findings) - self.limit
+        return f"… and {hidden} more" if hidden > 0 else ""
+
+    def __str__(self) -> str:
+        lines = [str(finding) for finding in self.findings[: self.limit]]
+        return "\n".join([*lines, *([self._rest()] if self._rest() else []), self.summary])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        columns = ("level", "file", "example", "tool", "where", "message")
+        head = "".join(f"<th style='text-align:left'>{column}</th>" for column in columns)
+        rows = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{html.escape(getattr(finding, column))}</td>"
+                             for column in columns) + "</tr>"
+            for finding in self.findings[: self.limit]
+        )  # fmt: skip
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else ""
+        return f"{table}<p>{html.escape(' '.join(filter(None, [self._rest(), self.summary])))}</p>"
+
+
+def findings_table(findings: Iterable[Finding], limit: int = 60) -> FindingsTable:
+    """The findings as an object that shows itself as a table in a notebook and as lines when printed."""
+    return FindingsTable(findings, limit)
+
+
+def reporter(findings: list[Finding], file: str = "", example: str = "", tool: str = "") -> Callable:
+    """A function report(level, code, where, message, tool=…) that adds to `findings`."""
+
+    def report(level, code, where, message, tool=tool):
+        findings.append(Finding(level, code, message, file, example, tool, where))
+
+    return report

@@ -1,0 +1,158 @@
+"""The grammar of answers: declared calls, or a text, in llguidance's dialect of Lark."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+
+from .tokens import CONTROL_TOKEN, TOKEN_IDS
+
+MAX_DEPTH = 16
+
+
+TYPES = ("string", "integer", "number", "boolean", "array", "object", "any")
+
+
+PIECE = re.compile(r"\w+|\W")  # a word or one other character; a copied argument is whole pieces
+
+
+# 15 digits: the longest integers that are exact in JavaScript and in Python alike.
+_HEAD = f"""
+CONTENT: /(?s:.*)/ & ~/(?s:.*){CONTROL_TOKEN.pattern}(?s:.*)/
+TEXT: /(?s:.+)/ & ~/(?s:.*){CONTROL_TOKEN.pattern}(?s:.*)/
+INTEGER: /-?(0|[1-9][0-9]{{0,14}})/
+NUMBER: /-?(0|[1-9][0-9]{{0,14}})(\\.[0-9]{{1,15}})?/
+KEY: /[A-Za-z_][A-Za-z0-9_]*/
+string: <[{TOKEN_IDS["escape"]}]> CONTENT <[{TOKEN_IDS["escape"]}]>
+boolean: "true" | "false"
+any: string | NUMBER | boolean
+"""
+
+
+# Any tokens that spell what must come, as in JavaScript; llguidance would insist on the tokenizer's own.
+_FREE = '%llguidance {"no_forcing": true}'
+
+
+class GrammarError(ValueError):
+    """A tool that no grammar can be made for; the message is one line."""
+
+
+def said(prompt: str) -> list[str]:
+    """What stands in a rendered prompt after its first turn, the developer's, without control tokens and roles."""
+    _, _, rest = prompt.partition("<end_of_turn>")
+    parts = re.split(CONTROL_TOKEN, re.sub(r"<start_of_turn>\w+\n", "<bos>", rest))
+    return [part for part in parts if part.strip()]
+
+
+def tool_grammar(
+    tools: list[dict],
+    text: bool = True,
+    calls: bool = True,
+    parallel: bool = True,
+    copied: Iterable[str] = (),
+    heard: Iterable[str] = (),
+) -> str:
+    """A Lark grammar (llguidance's dialect) of answers about `tools`, the stop token included. Raises GrammarError.
+
+    The text arguments `copied` (`tool.argument`) are whole words of one of the texts `heard`.
+    """
+    if not (text or calls):
+        raise GrammarError("neither calls nor text are allowed: nothing is left to say")
+    if calls and not tools:
+        raise GrammarError("no tool to call")
+    heard = [PIECE.findall(each) for each in heard]
+    rules = _Rules(copied if heard else ())
+    starts = []
+    if calls:
+        names = []
+        for entry in tools:
+            tool = entry.get("function", entry)
+            arguments = rules.object(tool.get("parameters") or {}, 0, tool["name"])
+            names.append(f"{json.dumps('call:' + tool['name'])} {arguments}")
+        rules.add("call", f"<[{TOKEN_IDS['call']}]> ({' | '.join(names)}) <[{TOKEN_IDS['end_call']}]>")
+        rules.add("calls", f"{'call+' if parallel else 'call'} <[{TOKEN_IDS['response']}]>")
+        starts.append("calls")
+    if text:
+        rules.add("text", f"TEXT (<[{TOKEN_IDS['end_of_turn']}]> | <[{TOKEN_IDS['eos']}]>)")
+        starts.append("text")
+    for i, pieces in enumerate(heard):
+        rules.add(f"HEARD{i}", f"%regex {json.dumps({'substring_chunks': pieces}, ensure_ascii=False)}")
+    if heard:
+        rules.add("COPY", f"({' | '.join(f'HEARD{i}' for i in range(len(heard)))}) & /(?s:\\S(.*\\S)?)/")
+        rules.add("copy", f"<[{TOKEN_IDS['escape']}]> COPY <[{TOKEN_IDS['escape']}]>")
+    return "\n".join([_FREE, f"start: {' | '.join(starts)}", *rules.lines]) + "\n" + _HEAD
+
+
+class _Rules:
+    """Rules made while walking through schemas."""
+
+    def __init__(self, copied: Iterable[str] = ()):
+        self.copied = frozenset(copied)
+        self.lines: list[str] = []
+        self.count = 0
+
+    def add(self, name: str, body: str) -> str:
+        self.lines.append(f"{name}: {body}")
+        return name
+
+    def new(self, body: str) -> str:
+        self.count += 1
+        return self.add(f"r{self.count}", body)
+
+    def value(self, schema: dict, depth: int, path: str) -> str:
+        """The rule of a value; `path` is its tool and the names that lead to it."""
+        if depth > MAX_DEPTH:
+            raise GrammarError(f"a schema nests deeper than {MAX_DEPTH} levels")
+        if schema.get("enum"):
+            return self.new(" | ".join(_literal(item) for item in schema["enum"]))
+        kind = str(schema.get("type") or ("object" if schema.get("properties") else "any")).lower()
+        if kind not in TYPES:
+            raise GrammarError(f"the type {kind!r} is not known")
+        if kind == "array":
+            item = self.value(schema.get("items") or {}, depth + 1, path)
+            body = f'{item} ("," {item})*'
+            return self.new(f'"[" {body} "]"' if schema.get("minItems", 0) > 0 else f'"[" ({body})? "]"')
+        if kind == "object":
+            return self.object(schema, depth, path)
+        if kind == "string" and path in self.copied:
+            return "copy"
+        return {"integer": "INTEGER", "number": "NUMBER"}.get(kind, kind)
+
+    def object(self, schema: dict, depth: int, path: str) -> str:
+        """The rule of an object: keys sorted as the format sorts them, optional ones may be left out."""
+        properties = sorted((schema.get("properties") or {}).items(), key=lambda item: item[0].lower())
+        required = set(schema.get("required") or [])
+        if not properties:
+            # Anything goes, but a key must not come twice: none or one entry is what a grammar can promise.
+            return self.new('"{" "}"' if depth == 0 else '"{" (KEY ":" any)? "}"')
+        entries = [
+            f"{json.dumps(key + ':')} {self.value(part, depth + 1, f'{path}.{key}')}" for key, part in properties
+        ]
+        # rest(i): what may follow when something is written and the first i keys are done
+        rest = self.new('"}"')
+        rests = [rest]
+        for (key, _), entry in reversed(list(zip(properties, entries, strict=True))):
+            body = f'"," {entry} {rest}'
+            rest = self.new(body if key in required else f"{body} | {rest}")
+            rests.append(rest)
+        rests.reverse()  # rests[i] belongs to keys i and later
+        first = []
+        for i, ((key, _), entry) in enumerate(zip(properties, entries, strict=True)):
+            first.append(f"{entry} {rests[i + 1]}")
+            if key in required:
+                break
+        else:
+            first.append('"}"')
+        return self.new(f'"{{" ({" | ".join(first)})')
+
+
+def _literal(item) -> str:
+    if isinstance(item, bool):
+        return '"true"' if item else '"false"'
+    if isinstance(item, (int, float)):
+        return json.dumps(str(int(item)) if float(item).is_integer() else repr(item))
+    if isinstance(item, str):
+        escape = f"<[{TOKEN_IDS['escape']}]>"
+        return f"{escape} {json.dumps(item, ensure_ascii=False)} {escape}" if item else f"{escape} {escape}"
+    raise GrammarError(f"an enum holds {item!r}, which the format cannot carry")

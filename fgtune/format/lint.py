@@ -1,0 +1,185 @@
+"""Lint of chat rows against the tools that they use."""
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from .findings import Finding, FormatError, reporter
+from .messages import normalized_messages
+from .schema import arguments_validator
+from .template import TRIGGER, render
+from .tools import normalized_tools, repair_tools
+
+
+def lint_examples(
+    examples: list[dict],
+    tools: list[dict] | None = None,
+    *,
+    source: str = "examples",
+    tools_source: str = "tools",
+    count_tokens: Callable[[str], int] | None = None,
+    max_seq_length: int | None = None,
+) -> list[Finding]:
+    """Everything wrong with chat rows `{"id", "tools", "messages"}`; rows without tools of their own use `tools`.
+
+    `count_tokens` gives the length in tokens of a rendered row, to be held against `max_seq_length`.
+    """
+    findings, ids, linted, called, offered = [], Counter(), {}, Counter(), {}
+    told = set()  # what one tool has to say is said once, however many rows carry it
+    for number, row in enumerate(examples):
+        name = str(row.get("id", f"row {number + 1}")) if isinstance(row, Mapping) else f"row {number + 1}"
+        report = reporter(findings, source, name)
+        if not isinstance(row, Mapping) or "messages" not in row:
+            report("error", "row-form", "", 'A row is an object with "messages". Convert it with the data loader.')
+            continue
+        ids[name] += 1
+        own = row.get("tools")
+        key = json.dumps(own if own is not None else tools, sort_keys=True, default=str)
+        if key not in linted:
+            normalized, notes = normalized_tools(
+                own if own is not None else tools or [], source if own else tools_source, True
+            )
+            linted[key] = {tool["function"]["name"]: tool["function"] for tool in normalized}, notes
+            findings += [note for note in notes if note not in told]
+            told.update(notes)
+        functions, notes = linted[key]
+        offered.update(dict.fromkeys(functions))
+        before = len(findings)
+        messages = normalized_messages(row["messages"], report)
+        called.update(_lint_turns(messages, functions, report))
+        if any(finding.level == "error" for finding in findings[before:] + notes):
+            continue
+        try:
+            text = render(messages, list(functions.values()))
+        except FormatError as error:
+            report("error", "dialogue", "messages", str(error))
+            continue
+        if count_tokens and max_seq_length and (length := count_tokens(text)) > max_seq_length:
+            report("error", "too-long", "messages", f"The row has {length} tokens and max_seq_length is "
+                   f"{max_seq_length}. Shorten it, give it fewer tools, or raise the limit.")  # fmt: skip
+    report = reporter(findings, source)
+    for name, count in ids.items():
+        if count > 1:
+            reporter(findings, source, name)(
+                "warning", "duplicate-id", "", f"{count} rows have this id. Renumber them."
+            )
+    for name in offered:
+        if name not in called:
+            report("warning", "tool-unused", "", "No example calls this tool. Add some, or remove the tool.", tool=name)
+    counts = Counter({name: called[name] for name in offered if called[name]})
+    if len(counts) > 1:
+        (most, high), (least, low) = counts.most_common()[0], counts.most_common()[-1]
+        if high > 10 * low:
+            report(
+                "warning", "imbalance", "", f"{low} calls, but {high} of {most}. Add examples of {least}.", tool=least
+            )
+    return findings
+
+
+def repair_examples(examples: list[dict], source: str = "examples") -> tuple[list[dict], list[Finding]]:
+    """The rows with arguments parsed, absent (null) arguments left out and tools repaired, and the findings."""
+    findings, normalized, told = [], [], set()
+    for number, row in enumerate(examples):
+        if not isinstance(row, Mapping) or not isinstance(row.get("messages"), list):
+            normalized.append(row)
+            continue
+        notes = []
+        messages = normalized_messages(
+            row["messages"], reporter(notes, source, str(row.get("id", f"row {number + 1}"))), True
+        )
+        new = dict(row)
+        if not any(note.level == "error" for note in notes):
+            new["messages"] = messages
+        if row.get("tools"):
+            new["tools"], tool_notes = repair_tools(row["tools"], source)
+            notes += [note for note in tool_notes if note not in told]
+            told.update(tool_notes)
+        findings += notes
+        normalized.append(new)
+    return normalized, findings
+
+
+def _lint_turns(messages: list[dict], functions: dict[str, dict], report: Callable) -> Counter:
+    """Checks the assistant's turns of one row; how often each tool is called."""
+    called, answers, last_calls = Counter(), 0, []
+    if functions and messages and messages[0]["role"] not in ("developer", "system"):
+        report("warning", "no-trigger", "messages", f'The base model expects a developer message: "{TRIGGER}".')
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        if message["role"] == "tool":
+            names = [message["name"]] if "name" in message else [item["name"] for item in message["content"]]
+            for name in names:
+                if name not in last_calls:
+                    report(
+                        "warning",
+                        "result-name",
+                        where,
+                        "A result of a tool that was not called. Check its name.",
+                        tool=name,
+                    )
+        if message["role"] != "assistant":
+            continue
+        calls = [call["function"] for call in message.get("tool_calls", [])]
+        last_calls = [call["name"] for call in calls]
+        answers += bool(calls or message["content"])
+        if not calls and not message["content"]:
+            report("error", "empty-answer", where, "The answer is empty. Write a text or a call.")
+        for i, call in enumerate(calls):
+            called[call["name"]] += 1
+            _lint_call(call, functions, f"{where}.tool_calls[{i}]", report)
+    if not answers:
+        report("error", "no-target", "messages", "No assistant turn, so there is nothing to learn. Add the answer.")
+    elif messages[-1]["role"] != "assistant":
+        report(
+            "warning", "no-last-answer", "messages", "The last turn is no answer and is not trained. Add the answer."
+        )
+    return called
+
+
+def _lint_call(call: dict, functions: dict[str, dict], where: str, report: Callable) -> None:
+    name = call["name"]
+    if name not in functions:
+        report(
+            "error",
+            "unknown-tool",
+            where,
+            f"No such tool.{did_you_mean(name, functions)} Declare it or correct the name.",
+            tool=name,
+        )
+        return
+    parameters = functions[name].get("parameters") or {"type": "object"}
+    for error in arguments_validator(json.dumps(parameters)).iter_errors(call["arguments"]):
+        place = ".".join([f"{where}.arguments", *(str(step) for step in error.absolute_path)])
+        value = json.dumps(error.instance, ensure_ascii=False)
+        if error.validator == "required":
+            for missing in error.validator_value:
+                if missing not in error.instance:
+                    text = f'The required argument "{missing}" is missing. Add it, or make it optional.'
+                    report("error", "missing-argument", f"{place}.{missing}", text, tool=name)
+            continue
+        if error.validator == "additionalProperties":
+            declared = error.schema.get("properties", {})
+            for extra in sorted(set(error.instance) - set(declared)):
+                text = f'"{extra}" is not declared.{did_you_mean(extra, declared)} Declare it or leave it out.'
+                report("error", "undeclared-argument", f"{place}.{extra}", text, tool=name)
+            continue
+        if error.validator == "type":
+            code, text = (
+                "wrong-type",
+                f"{value} should be of the type {error.validator_value}. Correct the value or the schema.",
+            )
+        elif error.validator == "enum":
+            code, text = (
+                "enum-violation",
+                f"{value} is not one of {json.dumps(error.validator_value, ensure_ascii=False)}.",
+            )
+            text += " Use one of them, or add it."
+        else:
+            code, text = "constraint", f"{error.message}. Correct the value or the schema."
+        report("error", code, place, text, tool=name)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f' Did you mean "{close[0]}"?' if close else ""

@@ -1,0 +1,101 @@
+"""Constrained calls with llguidance: a grammar made from tool definitions and from what the user has said.
+
+web/grammar.js does the same in JavaScript. What both let through: calls of declared tools with declared arguments in
+the order of the format (required ones present), values of the declared types and enums, several calls in a row, or a
+text answer; never a control token inside a text, not even spelled out in ordinary characters. Arguments that every
+training example copies word for word (`verbatim_arguments`) hold words of the dialogue and nothing else: a small model
+that means *Córdoba* and would write *Cordoba* cannot.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ..format.grammar import GrammarError, said, tool_grammar
+from ..format.tokens import TOKEN_IDS
+
+
+class Grammar:
+    """Grammars for one model: `constraint(case.tools, case.prompt)` is what an answer to a prompt is held to.
+
+    `model_dir` holds `tokenizer.json` and `config.json`; `copied` are the arguments that are copied word for word.
+    """
+
+    def __init__(self, model_dir: str | Path, copied: Iterable[str] = ()):
+        self.folder, self.copied = Path(model_dir), list(copied)
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """The number of logits."""
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+
+    @functools.cached_property
+    def tokens(self):
+        """llguidance's view of the tokenizer, which may have a token more than the model (`<image_soft_token>`)."""
+        from llguidance import LLTokenizer
+
+        text = (self.folder / "tokenizer.json").read_text(encoding="utf-8")
+        size = max(self.vocab_size, *(token["id"] + 1 for token in json.loads(text)["added_tokens"]))
+        return LLTokenizer(text, n_vocab=size, eos_token=TOKEN_IDS["eos"])
+
+    def constraint(self, tools: Iterable[dict], prompt: str = "", **options) -> Constraint:
+        """For one answer to `prompt`; `options` as in `tool_grammar`."""
+        tools = list(tools)
+        return Constraint(self, tools, prompt, {"calls": bool(tools), **options})
+
+
+class Constraint:
+    """What one answer is held to: `start()`, then `allowed()` and `accept(token)` in turn, or `choose(scores)`."""
+
+    def __init__(self, grammar: Grammar, tools: list[dict], prompt: str, options: dict):
+        self.grammar, self.tools, self.prompt, self.options = grammar, tools, prompt, options
+        self.copied = grammar.copied
+        self.seconds, self.steps = 0.0, 0
+
+    def start(self) -> None:
+        """Begin the answer. Raises GrammarError."""
+        from llguidance import LLMatcher, grammar_from
+
+        begin = time.perf_counter()
+        text = tool_grammar(self.tools, **self.options, copied=self.copied, heard=said(self.prompt))
+        self.matcher = LLMatcher(self.grammar.tokens, grammar_from("lark", text))
+        if self.matcher.is_error():
+            raise GrammarError(self.matcher.get_error().splitlines()[0])
+        self.seconds, self.steps = time.perf_counter() - begin, 0
+
+    def allowed(self) -> np.ndarray:
+        """Which tokens may come next: bool [vocab_size]."""
+        begin = time.perf_counter()
+        mask = np.frombuffer(self.matcher.compute_logit_bias(), np.uint8)[: self.grammar.vocab_size] > 0
+        self.seconds += time.perf_counter() - begin
+        self.steps += 1
+        return mask
+
+    def accept(self, token: int) -> bool:
+        """Go on by one token; False when it does not fit."""
+        begin = time.perf_counter()
+        fits = self.matcher.consume_token(int(token))
+        self.seconds += time.perf_counter() - begin
+        return fits
+
+    def choose(self, scores: np.ndarray) -> int:
+        """The likeliest token that is allowed, by `scores` [vocab_size]; goes on by it."""
+        token = int(np.where(self.allowed(), scores, -np.inf).argmax())
+        self.advance(token)
+        return token
+
+    def advance(self, token: int) -> None:
+        """Go on by a token that is allowed. Raises GrammarError for another."""
+        if not self.accept(token):
+            raise GrammarError(f"token {token} does not fit the grammar")
+
+    @property
+    def ms_per_token(self) -> float:
+        """What the grammar cost since `start`."""
+        return 1000 * self.seconds / max(self.steps, 1)

@@ -1,0 +1,232 @@
+"""The series in order: papermill over the notebooks, with resume by content hash and one line a stage.
+
+The runner plans from the manifests alone: a stage is done when its content hash is what it would be now and its
+outputs are as its manifest says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fgtune.core.project import project_root
+
+from .params import PARAMETERS, ParameterError, closest, coerce
+from .stage import STAGES, StageError, read_manifest, resolve_path, resolve_run, stage_key, verify_outputs
+
+OK, FAILED, BAD = 0, 1, 2
+
+
+@dataclass
+class Plan:
+    """Which stages to run with which parameters; `values` is the flat set of all parameters."""
+
+    stages: list[str]
+    values: dict[str, Any]
+    force: bool = False
+
+
+def load_params(files: list[str], pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """Defaults, then params files, then `-p` pairs, coerced and checked. Raises ParameterError."""
+    import yaml
+
+    values = {name: param.default for name, param in PARAMETERS.items()}
+    for file in files:
+        path = resolve_path(file)
+        try:
+            given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ParameterError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(given, dict):
+            raise ParameterError(f"{file} must be a flat list of name: value")
+        for name, value in given.items():
+            values[name] = _coerce_from(name, value, file)
+    for name, value in pairs:
+        values[name] = coerce(name, value)
+    for name in ("tools_file", "examples_file"):  # kernels start elsewhere: hand the full path over
+        path = resolve_path(values[name])
+        inside = path.is_relative_to(project_root())
+        values[name] = path.relative_to(project_root()).as_posix() if inside else str(path)
+    if Path(values["base_model"]).expanduser().is_dir():
+        values["base_model"] = str(Path(values["base_model"]).expanduser().resolve())
+    if "{" in values["run_dir"]:
+        raise ParameterError("run_dir must not contain braces: papermill would read them as a format")
+    unmade = [v for v in (values["deploy_variant"], *values["node_variants"]) if v not in ("fp32", *values["variants"])]
+    if unmade:
+        raise ParameterError(f"variant {unmade[0]!r} is to be tested or deployed but variants does not make it")
+    return values
+
+
+def _coerce_from(name: str, value: Any, source: str) -> Any:
+    try:
+        return coerce(name, value)
+    except ParameterError as error:
+        raise ParameterError(f"{source}: {error}") from None
+
+
+def choose(start: str | None, end: str | None, only: list[str], skip: list[str]) -> list[str]:
+    """The stages between `start` and `end`, or `only` those, without `skip`. Names may be shortened to `02`."""
+    names = list(STAGES)
+
+    def find(word: str) -> str:
+        hits = [n for n in names if n == word or n.startswith(word) or n.split("_", 1)[1] == word]
+        if len(hits) != 1:
+            raise ParameterError(f"no stage {word!r}{closest(word, names)}: one of {', '.join(names)}")
+        return hits[0]
+
+    first = names.index(find(start)) if start else 0
+    last = names.index(find(end)) if end else len(names) - 1
+    if first > last:
+        raise ParameterError(f"--from {names[first]} comes after --to {names[last]}")
+    chosen = [find(w) for w in only] or names[first : last + 1]
+    dropped = {find(w) for w in skip}
+    return [n for n in names if n in chosen and n not in dropped]
+
+
+def state(stage: str, values: dict[str, Any]) -> tuple[str, dict | None]:
+    """What is known of a stage: `done`, `skipped`, `new`, `changed`, `damaged` or `waits`; and its manifest."""
+    run = resolve_run(values["run_dir"])
+    upstream = {}
+    for need in STAGES[stage].needs:
+        manifest = read_manifest(run, need)
+        if manifest is None:
+            return "waits", None
+        upstream[need] = manifest
+    manifest = read_manifest(run, stage)
+    if manifest is None:
+        return "new", None
+    if manifest["key"] != stage_key(stage, values, upstream):
+        return "changed", manifest
+    if verify_outputs(run / stage, manifest):
+        return "damaged", manifest
+    if not (run / "notebooks" / f"{stage}.ipynb").exists():
+        return "new", manifest
+    return ("skipped" if manifest.get("skipped") else "done"), manifest
+
+
+def run_series(plan: Plan, out=None) -> int:
+    """Run the planned stages in order; one line each. Returns 0 (done), 1 (a stage failed) or 2 (bad parameters)."""
+    out = out or sys.stdout
+    run = resolve_run(plan.values["run_dir"])
+    if plan.force:
+        os.environ["FGTUNE_FRESH"] = "1"  # the kernels inherit it
+    begin = time.time()
+    for number, stage in enumerate(plan.stages, 1):
+        head = f"[{number:>2}/{len(plan.stages)}] {stage:<18}"
+        try:
+            known, manifest = state(stage, plan.values)
+        except (StageError, ParameterError) as error:
+            known, manifest = "damaged", None
+            print(f"{head} {error}", file=out)
+        if known in ("done",) and not plan.force:
+            print(f"{head} done before ({manifest['seconds']:.0f} s)", file=out, flush=True)
+            continue
+        started = time.time()
+        print(f"{head} …", end="\r" if out.isatty() else "\n", file=out, flush=True)
+        error = execute(stage, plan.values, run)
+        took = _clock(time.time() - started)
+        if error:
+            print(f"{head} FAILED after {took}: {error}", file=out)
+            print(f"     see {run / 'notebooks' / f'{stage}.ipynb'}", file=out, flush=True)
+            return FAILED
+        manifest = read_manifest(run, stage)
+        note = f"skipped: {manifest['skipped']}" if manifest["skipped"] else manifest["metrics"].get("headline", "")
+        print(f"{head} {took:>7}  {note}".rstrip(), file=out, flush=True)
+    print(f"finished in {_clock(time.time() - begin)}", file=out)
+    report = run / "11_report" / "report.html"
+    if plan.stages[-1] == "11_report" and report.exists():
+        print(f"report: {report}", file=out)
+        print(f"page:   python -m fgtune_helpers serve {run / '10_deploy_browser' / 'site'}", file=out)
+    return OK
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+
+
+#: For the kernels: glibc's memory in pages of 2 MB where Linux grants them. Training and decoding gain some percent.
+HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+
+
+def execute(stage: str, values: dict[str, Any], run: Path) -> str | None:
+    """Run one notebook by papermill into `<run>/notebooks/`; the error in one line, or None."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    source = project_root() / "notebooks" / f"{stage}.ipynb"
+    folder = run / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{stage}.running.ipynb"
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    os.environ.setdefault(*HUGE_PAGES)
+    parameters = {name: values[name] for name in STAGES[stage].all_params}
+    import logging
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        with _stderr_to(folder / f"{stage}.log"):
+            papermill.execute_notebook(
+                str(source), str(partial), parameters=parameters, progress_bar=False, kernel_name="python3",
+                cwd=str(project_root()), log_output=False,
+            )  # fmt: skip
+        problem = unfinished(partial)
+    except PapermillExecutionError as error:
+        problem = f"{error.ename}: {error.evalue}" if error.ename not in ("CheckFailed",) else str(error.evalue)
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # a kernel that died has many exceptions; all of them are one failed stage
+        problem = f"{type(error).__name__}: {error}"
+    if partial.exists():
+        partial.replace(folder / f"{stage}.ipynb")
+    if problem is None and read_manifest(run, stage) is None:
+        problem = "the notebook ran but never called finish(...)"
+    return " ".join(_ANSI.sub("", problem).split())[:400] if problem else None
+
+
+@contextlib.contextmanager
+def _stderr_to(path: Path):
+    """Send what kernels write to file descriptor 2 to a log, so that the progress lines stay readable."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(path, "wb") as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def unfinished(notebook: Path) -> str | None:
+    """Say which code cell has no execution count or raised; None when every one ran."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    for i, cell in enumerate(cells):
+        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+            continue
+        if cell.get("execution_count") is None:
+            return f"cell {i} never ran"
+        if any(o["output_type"] == "error" for o in cell["outputs"]):
+            return f"cell {i} raised"
+    return None
+
+
+def list_stages(plan: Plan, out=None) -> None:
+    """One line a stage: what would happen and why."""
+    for stage in plan.stages:
+        try:
+            known, manifest = state(stage, plan.values)
+        except (StageError, ParameterError) as error:
+            known, manifest = f"unreadable ({error})", None
+        will = "keep" if known == "done" and not plan.force else "run"
+        took = f"{manifest['seconds']:.0f} s last time" if manifest else f"about {STAGES[stage].minutes} min"
+        print(f"{will:<5} {stage:<18} {known:<9} {took:<18} {STAGES[stage].outcome}", file=out or sys.stdout)
