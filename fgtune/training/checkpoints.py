@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core import blas
 from ..core.folders import replace_folder
-from ..models.adapters import trainable_bytes
+from ..models.adapters import named_trainable_parameters
 from .config import History, TrainConfig
 
 
@@ -40,7 +40,7 @@ class Checkpoint:
         fresh = self.folder.with_name("checkpoint.new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        mx.save_safetensors(str(fresh / "adapters.safetensors"), trainable_bytes(self.model))
+        mx.save_safetensors(str(fresh / "adapters.safetensors"), named_trainable_parameters(self.model))
         mx.save_safetensors(str(fresh / "optimizer.safetensors"), dict(tree_flatten(self.optimizer.state)))
         history.save(fresh / "history.json")
         (fresh / "run.json").write_text(json.dumps({"fingerprint": self.mark}) + "\n", encoding="utf-8")
