@@ -597,7 +597,7 @@ def test_best_is_the_highest_exact_match_then_the_lowest_loss(tiny, tmp_path):
 
 def test_an_evaluation_is_better_by_exact_match_before_loss():
     def rank(exact, loss):
-        return loop._rank({"exact": exact, "valid_loss": loss})
+        return loop.selection_key({"exact": exact, "valid_loss": loss})
 
     assert rank(0.5, 9.0) > rank(0.25, 1.0)
     assert rank(0.5, 1.0) > rank(0.5, 2.0)
