@@ -25,7 +25,7 @@ from fgtune.core.errors import ProjectError
 from fgtune.core.files import file_sha256, write_json
 from fgtune.core.project import project_root
 from fgtune.data.readers.files import json_files
-from fgtune.models.routes import RECIPE
+from fgtune.models.base_model import CONVERSION_VERSION
 
 from . import __version__
 from .params import PARAMETERS, ParameterError, coerce
@@ -176,7 +176,7 @@ def stage_key(stage: str, values: dict[str, Any], upstream: dict[str, dict]) -> 
     inputs = {name: {k: v["sha256"] for k, v in m["outputs"].items()} for name, m in upstream.items()}
     decisive = {k: v for k, v in decisive.items() if k not in files}
     if "base_model" in decisive:
-        decisive["recipe"] = RECIPE
+        decisive["recipe"] = CONVERSION_VERSION
     text = json.dumps([SCHEMA, __version__, stage, decisive, files, inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
