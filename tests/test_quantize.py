@@ -348,14 +348,14 @@ def test_the_packed_pass_is_the_model(folder):
     weights = SmoothQuant(weights, collect_activation_statistics(base / "onnx", config, rows)[0], config, recipe.smooth)
     _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), bits_and_block)
     quantize(base / "onnx", "q4", base / "floats", ROWS, replace(recipe, accuracy=0))
-    for name, stream, tolerance in (("model.onnx", exact, 5e-3), ("model_q4.onnx", ours, 2e-2)):
+    for name, states, tolerance in (("model.onnx", exact, 5e-3), ("model_q4.onnx", ours, 2e-2)):
         place = path if name == "model.onnx" else base / "floats" / "onnx" / name
         model = OrtModel(place, taps=["model.norm"])
         for start, end in rows.segments[1:]:
             model.run(np.array([[*rows.ids[:30], *rows.ids[start:end]]]), model.empty())
             found = model.tapped["model.norm"][0]
-            np.testing.assert_allclose(found[30:], stream.x[start:end], atol=tolerance)
-            np.testing.assert_allclose(found[:30], stream.x[:30], atol=tolerance)
+            np.testing.assert_allclose(found[30:], states[start:end], atol=tolerance)
+            np.testing.assert_allclose(found[:30], states[:30], atol=tolerance)
 
 
 def test_compare_is_the_divergence(folder):
