@@ -788,9 +788,9 @@ def test_below_the_first_adapter_the_prefix_runs_once(tiny, monkeypatch):
     model, _ = adapted(tiny, "lora", layers=2)
     engine, ran = TorchEngine(model), []
     assert engine.first == len(model.layers) - 2 > 0
-    real = TorchEngine._layer
-    spy = lambda self, i, layer, groups, h, *rest: ran.append((i, len(h))) or real(self, i, layer, groups, h, *rest)
-    monkeypatch.setattr(TorchEngine, "_layer", spy)
+    real = torch_step_module.decoder_layer
+    spy = lambda layers, i, h: ran.append((i, len(h))) or real(layers, i, h)
+    monkeypatch.setattr(torch_step_module, "decoder_layer", spy)
     batches = [make_batch(make_rows(2, 150, seed)) for seed in (1, 2, 1)]
     found = []
     for batch in batches:
