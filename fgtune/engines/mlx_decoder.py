@@ -9,7 +9,7 @@ from .protocols import Decoder
 
 
 class MlxDecoder(Decoder):
-    """A `Decoder` by MLX. Keys and values of the rows' own tokens, and the `hidden` state `[B, H]` of each row's last token, normed.
+    """A `Decoder` by MLX. Keys and values of the rows' own tokens `[B, K, columns, d]`, and `hidden` `[B, hidden]`.
 
     A row's prompt fills columns from 0; what it says is appended behind the longest prompt, so columns between are
     holes, marked by position -1. Positions, not columns, decide what is visible.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Protocol
 
 from ..data.batches import Batch
@@ -12,10 +13,12 @@ class StepEngine(Protocol):
 
     name: str
 
+    @abstractmethod
     def loss(self, batch: Batch) -> tuple[float, int]:
         """(exact sum of the cross-entropy in nats, number of learned tokens), without gradients."""
         ...
 
+    @abstractmethod
     def gradients(self, batch: Batch) -> tuple[float, Any]:
         """(sum of the cross-entropy in nats, gradients of that sum), evaluated.
 
@@ -33,10 +36,12 @@ class Decoder(Protocol):
 
     hidden: Any
 
+    @abstractmethod
     def step(self, tokens: list[int]) -> None:
         """Append one token to each of the `B` rows."""
         ...
 
+    @abstractmethod
     def keep(self, rows: list[int]) -> None:
-        """Keep the rows with these indices, in this order, and drop the others (`hidden` changes at the next `step`)."""
+        """Keep the rows with these indices, in this order, and drop the others; `hidden` follows at the next `step`."""
         ...

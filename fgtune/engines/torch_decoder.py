@@ -154,7 +154,7 @@ class DecodingLayers(LayerOperations):
         return out.view(B, kv, r, S, d).permute(0, 3, 1, 2, 4).reshape(B * S, -1)
 
     def _own_keys_values(self, layer: int, k, v):
-        """Keys and values `[B, K, columns, d]` of the rows' own tokens, the new ones put behind those of earlier steps."""
+        """Keys and values `[B, K, columns, d]` of the rows' own tokens; new ones are put behind earlier ones."""
         stop, found = self.decoder.positions.shape[1], []
         for kept, new in ((self.decoder.keys[layer], k), (self.decoder.values[layer], v)):
             kept[:, :, stop - self.S : stop] = new.reshape(self.B, self.S, -1, self.config.head_dim).transpose(1, 2)

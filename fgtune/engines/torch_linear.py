@@ -16,7 +16,8 @@ PARAMETERS = {"frozen": (), "lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lo
 class LinearPart:
     """One layer of a group: its outputs `[start, stop)`, and which of the group's parameters are its own.
 
-    `kind` is a key of `PARAMETERS`; `scale` is LoRA's. `norm` `[stop - start]` are DoRA's lengths of the rows of W + scale * (A B)^T.
+    `kind` is a key of `PARAMETERS`; `scale` is LoRA's. `norm` `[stop - start]` are the lengths of the rows of
+    W + scale * (A B)^T, for DoRA.
     """
 
     start: int

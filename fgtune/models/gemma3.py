@@ -7,6 +7,7 @@ Gemma 3: https://arxiv.org/abs/2503.19786.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -151,10 +152,12 @@ class LayerOperations(Protocol):
     Names of tensors are the constants of this module.
     """
 
+    @abstractmethod
     def norm(self, layer: int, name: str, x):
         """RMS norm over the last axis, times `1 + weight`: of the residual stream, a branch, queries or keys."""
         ...
 
+    @abstractmethod
     def project(self, layer: int, names: tuple[str, ...], x):
         """`x @ weight^T` for each of `names`, one of `PROJECTIONS` (or `KEY_VALUE`). Returns a sequence.
 
@@ -162,14 +165,17 @@ class LayerOperations(Protocol):
         """
         ...
 
+    @abstractmethod
     def split_heads(self, x):
         """`[..., heads * head_dim]` with heads apart, as `norm`, `rotate` and `attend` take it."""
         ...
 
+    @abstractmethod
     def rotate(self, layer: int, x, query: bool):
         """Rotary positions on queries or keys. Queries are also multiplied by the attention scale (or in `attend`)."""
         ...
 
+    @abstractmethod
     def attend(self, layer: int, q, k, v):
         """Causal attention within the layer's window; heads stand side by side again in the result."""
         ...
@@ -178,10 +184,12 @@ class LayerOperations(Protocol):
         """The stream at the positions for which `attend` gave a result: all, where not said otherwise."""
         return stream
 
+    @abstractmethod
     def gated_gelu(self, *gate_up):
         """`gelu(gate) * up`, with the tanh approximation."""
         ...
 
+    @abstractmethod
     def add(self, stream, branch):
         """The residual stream with the result of a branch added."""
         ...

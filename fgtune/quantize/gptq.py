@@ -113,7 +113,8 @@ Pair = tuple[np.ndarray, np.ndarray]  # the same in the exact and in the rounded
 class RoundingPass(LayerOperations):
     """The exact and the rounded model in lockstep; each matrix is rounded where its inputs are known, into `rounded`.
 
-    All that flows is a `Pair`. It computes with NumPy: other libraries add in another order, and so round to other codes.
+    All that flows is a `Pair`. It computes with NumPy: another library adds in another order, and so rounds to other
+    codes.
     """
 
     def __init__(
