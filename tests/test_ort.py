@@ -41,11 +41,11 @@ def by_hand(folder, prompt: str, count: int) -> list[int]:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_batches_and_the_shared_prefix_change_nothing(folder, batch_size, monkeypatch):
-    """Nor does what the memory holds in which the past has room."""
-    make_allocate = OrtModel._allocate
+    """Nor does what the memory holds that the past has as spare capacity."""
+    allocate = OrtModel._allocate
 
     def poisoned(shape, kind):
-        value = make_allocate(shape, kind)
+        value = allocate(shape, kind)
         value.numpy()[:] = np.nan
         return value
 

@@ -23,11 +23,13 @@ from fgtune.data.readers.tools import read_tools
 from fgtune.data.rows import Row, load_rows, write_jsonl
 from fgtune.engines import torch_layout, torch_loss
 from fgtune.engines import torch_step as torch_step_module
-from fgtune.engines.mlx_forward import run_prefix
+from fgtune.engines.mlx_forward import PrefixLayers, run_prefix
 from fgtune.engines.mlx_step import MlxEngine, batch_arrays, shared_loss
+from fgtune.engines.torch_layers import PackedLayers
 from fgtune.engines.torch_loss import ROWS_MULTIPLE
 from fgtune.engines.torch_step import TRIM_EVERY, TorchEngine
 from fgtune.engines.torch_support import SHAPES_KEPT, bfloat16_unsupported_reason, trim_memory
+from fgtune.models import gemma3
 from fgtune.models.adapters import add_lora, load_adapters, load_model, trainable_bytes
 from fgtune.models.base import resolve_base
 from fgtune.training import loop
@@ -781,6 +783,30 @@ def test_the_prefix_runs_once_and_is_not_repeated(tiny):
     layout = torch_layout.PackedLayout.of(batch)
     assert len(layout.ids) == 200 + round_up(sum(len(r) for r in batch.rows), ROWS_MULTIPLE)
     assert len(run_prefix(model, mx.array(rows[0].ids[:200])).keys) == len(model.layers)
+
+
+def test_the_last_layer_runs_only_where_its_output_is_read(tiny, monkeypatch):
+    """Of a prefix it makes keys and values alone; behind attention, torch's has the tokens that predict a target."""
+    model, _ = adapted(tiny, "lora")
+    batch, last, seen = make_batch(make_rows(3, 150)), len(model.layers) - 1, []
+
+    def spy(operations):
+        real = operations.project
+        note = lambda self, layer, names, x: seen.append((layer, names, x.shape[-2])) or real(self, layer, names, x)
+        monkeypatch.setattr(operations, "project", note)
+
+    spy(PrefixLayers)
+    run_prefix(model, mx.array(batch.prefix))
+    assert [names for layer, names, _ in seen if layer == 0] == list(gemma3.PROJECTIONS)
+    assert [names for layer, names, _ in seen if layer == last] == [gemma3.KEY_VALUE]
+    seen.clear()
+    spy(PackedLayers)
+    TorchEngine(model).loss(batch)
+    layout = torch_layout.PackedLayout.of(batch)
+    whole, learned = len(layout.ids), len(layout.learned)
+    assert learned < whole - 150
+    assert [count for layer, _, count in seen if layer == 0] == [whole] * 4
+    assert [count for layer, _, count in seen if layer == last] == [whole] + [learned] * 3
 
 
 def test_below_the_first_adapter_the_prefix_runs_once(tiny, monkeypatch):

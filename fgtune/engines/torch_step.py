@@ -114,7 +114,6 @@ class TorchEngine(StepEngine):
         """Sum of the cross-entropy of a batch, a float64 scalar; an estimate with `vocabulary`."""
         layout = PackedLayout.of(batch)
         layers = PackedLayers.of(self.model, self.gemma, self.linears, parameters, layout, self.dtype)
-        # MLX multiplies by the square root rounded to bfloat16
         h, start = self.embedding[layout.ids] * float(self.gemma.embedding_scale), 0
         if layout.prefix and self.first:
             h, start = self._frozen_layers(layers, batch.prefix, h), self.first
