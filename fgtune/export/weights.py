@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import ExportError
+from ..models.gemma3 import EMBEDDING
 
 
 class SafetensorsWeights:
@@ -36,9 +37,6 @@ class SafetensorsWeights:
     def norm(self, name: str) -> np.ndarray:
         """What an RMS norm multiplies by: 1 + weight, float32."""
         return 1 + self.matrix(name)
-
-
-EMBEDDING = "model.embed_tokens"
 
 
 class OnnxWeights:

@@ -89,4 +89,4 @@ def run_segments(model: OrtModel, rows: PackedRows) -> Iterator[tuple[bool, dict
         own = bool(start) or not rows.prefix
         if not own:
             shared = past
-        yield own, model.tapped
+        yield own, model.collected
