@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..models.gemma3 import embedding_scale, layer_kinds, rope_frequencies, rope_settings
-from .blocks import Rounded, dequantize, grid
+from .blocks import QuantizedMatrix, dequantize, grid
 
 
 def damped_inverse(hessian: np.ndarray, percdamp: float = 0.01) -> np.ndarray:
@@ -32,7 +32,7 @@ def upper_factor(inverse: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.linalg.cholesky(inverse).T, dtype=np.float32)
 
 
-def round_gptq(weight: np.ndarray, factor: np.ndarray, bits: int, block: int) -> Rounded:
+def round_gptq(weight: np.ndarray, factor: np.ndarray, bits: int, block: int) -> QuantizedMatrix:
     """Like `round_nearest`, but each column's error is made up for by the columns after it.
 
     `factor` is the `upper_factor` of the `damped_inverse` of the sum of x xᵀ over the calibration tokens.
@@ -56,7 +56,7 @@ def round_gptq(weight: np.ndarray, factor: np.ndarray, bits: int, block: int) ->
             errors[k] = (part[k] - (code - zero) * scale) / local[k, k]
             part[k + 1 :] -= local[k, k + 1 :, None] * errors[k]
         work[end:] -= factor[start:end, end:].T @ errors
-    return np.ascontiguousarray(codes.T), np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T)
+    return QuantizedMatrix(*(np.ascontiguousarray(part.T) for part in (codes, scales, zeros)))
 
 
 class PackedRows:
@@ -139,7 +139,7 @@ def round_decoder(
     bits_and_block: Callable[[str], tuple[int, int]],
     asymmetric: float = 1.0,
     percdamp: float = 0.01,
-) -> tuple[dict[str, Rounded], Stream, Stream]:
+) -> tuple[dict[str, QuantizedMatrix], Stream, Stream]:
     """Round every projection in the order in which data meets them.
 
     `weights` gives `matrix(name)` and `norm(name)`; `embedded` are the rows of the exact and of the stored embedding;
@@ -147,7 +147,7 @@ def round_decoder(
     Returns the rounded matrices, and the passes through the exact and the rounded model up to the final norm.
     """
     exact, ours = (Stream(rows, config, part) for part in embedded)
-    found: dict[str, Rounded] = {}
+    found: dict[str, QuantizedMatrix] = {}
     turns = {}
     for kind, (theta, scaling) in rope_settings(config).items():
         angles = rows.positions[:, None].astype(np.float32) * rope_frequencies(theta, config["head_dim"], scaling)
