@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fgtune.format.messages import normalize_messages
 from fgtune.format.template import TRIGGER, render
 from fgtune.format.tokens import CONTROL_TOKEN
-from fgtune.format.tools import normalize_tools
+from fgtune.format.tools import for_template, normalize_tools
 from fgtune.format.values import KEY, RESERVED
 
 CASES_FILE = Path(__file__).parent / "data" / "format-cases.json"
@@ -147,7 +147,7 @@ def make() -> list[dict]:
     @given(dialogues(), tool_lists)
     def collect(dialogue, tools):
         messages, prompt = dialogue
-        messages, tools = normalize_messages(messages), normalize_tools(tools)
+        messages, tools = normalize_messages(messages), for_template(normalize_tools(tools))
         text = render(messages, tools, prompt)
         if 80 < len(text) < 1800 and text not in seen and len(cases) < COUNT:
             seen.add(text)

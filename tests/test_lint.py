@@ -147,8 +147,8 @@ def test_repairs_of_the_structure(code, schema, normalized):
     [fixed], findings = repair_tools([bad], "tools.json")
     assert codes(findings) == {code}
     assert {finding.level for finding in findings} == {"repair"}
-    assert fixed["function"]["parameters"]["properties"]["p"] == {**normalized, "description": "d"}
-    assert "$defs" not in fixed["function"]["parameters"]
+    assert fixed["parameters"]["properties"]["p"] == {**normalized, "description": "d"}
+    assert "$defs" not in fixed["parameters"]
     assert lint_tools([fixed]) == []
     assert render([{"role": "user", "content": "hi"}], [bad]) == render([{"role": "user", "content": "hi"}], [fixed])
 
@@ -157,7 +157,7 @@ def test_repairs_of_the_structure(code, schema, normalized):
                                     {"type": "string", "nullable": True}])  # fmt: skip
 def test_a_parameter_that_may_be_null_is_optional(schema):
     [fixed], findings = repair_tools([tool(schema, required=["p"])])
-    assert fixed["function"]["parameters"]["required"] == []
+    assert fixed["parameters"]["required"] == []
     assert "nullable" in codes(findings, "repair")
     assert "required" not in render([{"role": "user", "content": "hi"}], [tool(schema, required=["p"])])
 
@@ -190,7 +190,7 @@ def test_what_has_no_place_goes_into_the_description(schema, sentence):
     assert codes(findings, "repair") == ({"enum-not-string"} if sentence.startswith("One") else {"not-declared"})
     assert all(part in " ".join(map(str, findings)) for part in ("tools.json", "f", "p", sentence.split(". ")[0]))
     [fixed], _ = repair_tools([bad])
-    normalized = fixed["function"]["parameters"]["properties"]["p"]
+    normalized = fixed["parameters"]["properties"]["p"]
     assert normalized["description"] == f"d {sentence}"
     assert schema.items() <= normalized.items()  # arguments are still checked against it
     assert lint_tools([fixed]) == [] and repair_tools([fixed])[0] == [fixed]
@@ -240,7 +240,7 @@ def test_lint_leaves_its_input_alone():
     tools = [tool({"type": ["integer", "null"], "minimum": 0}, required=["p"])]
     before = json.dumps(tools)
     first = repair_tools(tools)[0]
-    first[0]["function"]["parameters"]["properties"]["p"]["type"] = "broken"
+    first[0]["parameters"]["properties"]["p"]["type"] = "broken"
     assert json.dumps(tools) == before
     assert repair_tools(tools)[0] != first
 

@@ -10,22 +10,17 @@ import jsonschema
 from .values import MAX_DEPTH, RESERVED, carry_value, check_keys, check_text
 
 _TYPES = ("string", "number", "integer", "boolean", "object", "array")
-
-
 _TYPE_ALIASES = {
     "str": "string", "text": "string", "int": "integer", "long": "integer", "float": "number", "double": "number",
     "bool": "boolean", "dict": "object", "map": "object", "list": "array", "tuple": "array",
 }  # fmt: skip
-
-
+# Keywords that a declaration has no place for, and the sentences that tell them in the description.
 _UNDECLARED = {
     "default": "Default {}.", "minimum": "Minimum {}.", "maximum": "Maximum {}.", "multipleOf": "A multiple of {}.",
     "exclusiveMinimum": "More than {}.", "exclusiveMaximum": "Less than {}.", "pattern": "Pattern {}.",
     "format": "Format {}.", "minLength": "At least {} characters.", "maxLength": "At most {} characters.",
     "minItems": "At least {} entries.", "maxItems": "At most {} entries.", "uniqueItems": "No entry twice.",
 }  # fmt: skip
-
-
 _UNSUPPORTED = ("oneOf", "allOf", "anyOf", "not", "if", "then", "else", "prefixItems", "patternProperties",
                 "dependentSchemas", "dependentRequired", "contains", "propertyNames")  # fmt: skip
 
@@ -39,89 +34,109 @@ def normalized_description(schema: dict, where: str, report: Callable) -> str:
 
 
 class SchemaNormalizer:
-    """Walks one tool's parameters; `root` holds the definitions that local references point to."""
+    """Normalises the parameters of one tool, a JSON Schema, into what a declaration can carry.
+
+    `root` holds the definitions that local references point to. With `describe`, keywords that a declaration has no
+    place for are told in the description. What is changed or refused goes to `report(level, code, where, message)`.
+    """
 
     def __init__(self, root: dict, report: Callable, describe: bool):
         self.root, self.report, self.describe = root, report, describe
 
-    def mend(self, schema, where: str, in_items: bool = False, depth: int = 0) -> tuple[dict, bool]:
-        """The normalized schema, and whether null was allowed (so that the parameter is optional)."""
-        report = self.report
+    def normalize(self, schema, where: str, in_items: bool = False, depth: int = 0) -> tuple[dict, bool]:
+        """The normalised schema at `where`, and whether null was allowed (so that the parameter is optional).
+
+        `in_items`: the schema is that of a list's entries, which a declaration shows with all its keywords.
+        """
         if not isinstance(schema, dict):
-            report("error", "schema-invalid", where, 'A schema is an object such as {"type": "string"}.')
+            self.report("error", "schema-invalid", where, 'A schema is an object such as {"type": "string"}.')
             return {"type": "string"}, False
         if depth > MAX_DEPTH:
-            report("error", "too-deep", where, f"The schema nests deeper than {MAX_DEPTH} levels. Flatten it.")
+            self.report("error", "too-deep", where, f"The schema nests deeper than {MAX_DEPTH} levels. Flatten it.")
             return {"type": "string"}, False
-        schema, optional = self._unite({key: value for key, value in schema.items() if value is not None}, where)
-        self._type(schema, where)
-        kind = str(schema["type"]).lower()
-        if "description" in schema:
-            schema["description"] = normalized_description(schema, where, report)
-        elif where and not in_items:
-            report("info", "no-description", where, "The parameter has no description; the model gets an empty one.")
-        self._enum(schema, kind, where, in_items)
+        schema = {key: value for key, value in schema.items() if value is not None}
+        optional = bool(schema.pop("nullable", False))
+        schema, may_be_null = self._resolve(schema, where)
+        self._refuse_unsupported(schema, where)
+        optional = self._single_type(schema, where) or may_be_null or optional
+        kind = self._infer_type(schema, where)
+        self._describe(schema, where, in_items)
+        self._normalize_enum(schema, kind, where, in_items)
         if kind == "object":
-            self._properties(schema, where, depth)
-        elif kind == "array" and isinstance(schema.get("items"), dict):
-            schema["items"], _ = self.mend(schema["items"], f"{where}[]", True, depth + 1)
+            self._normalize_properties(schema, where, depth)
         elif kind == "array":
-            report("warning", "items", where, 'The list does not say what it holds. Add "items" with a type.')
-            schema.pop("items", None)
+            self._normalize_items(schema, where, depth)
         if in_items:
-            rest = {
-                key: value for key, value in schema.items() if key not in ("properties", "items", "description", "enum")
-            }
-            schema.update(carry_value(rest, where, report))
+            shown = ("properties", "items", "description", "enum")
+            rest = {key: value for key, value in schema.items() if key not in shown}
+            schema.update(carry_value(rest, where, self.report))
         elif where:
-            self._note(schema, kind, where)
+            self._fold_keywords(schema, kind, where)
         return schema, optional
 
-    def _unite(self, schema: dict, where: str) -> tuple[dict, bool]:
-        """One type out of references, unions with null and OpenAPI's nullable."""
-        report, optional = self.report, bool(schema.pop("nullable", False))
+    def _resolve(self, schema: dict, where: str) -> tuple[dict, bool]:
+        """The schema with its references and unions replaced, level by level, and whether a union allowed null."""
+        optional = False
         for _ in range(MAX_DEPTH):
             if "$ref" in schema:
-                target, found = str(schema.pop("$ref")), self.root
-                for step in target.split("/")[1:]:
-                    found = found.get(step) if isinstance(found, dict) else None
-                if not target.startswith("#/") or not isinstance(found, dict):
-                    report(
-                        "error", "reference", where, f"The reference {target} leads nowhere. Write the schema in place."
-                    )
-                else:
-                    report("repair", "reference", where, f"The reference {target} is replaced by what it points to.")
-                    schema = {**copy.deepcopy(found), **schema}
+                schema = self._resolve_reference(schema, where)
                 continue
-            union = next((key for key in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(key), list)), None)
-            if not union:
+            merged = self._merge_union(schema, where)
+            if merged is None:
                 break
-            variants = [part for part in schema[union] if isinstance(part, dict)]
-            real = [part for part in variants if part.get("type") != "null"]
-            if len(real) != 1:
-                break
-            optional = optional or len(real) < len(variants)
-            report("repair", "any-of", where, f"{union} with one type is replaced by that type.")
-            schema = {**{key: value for key, value in schema.items() if key != union}, **real[0]}
-        for key in _UNSUPPORTED:
-            if key in schema:
-                report("error", "any-of" if key.endswith("Of") else "keyword", where,
-                       f'"{key}" cannot be declared. Give the parameter one plain type, or split it.')  # fmt: skip
-                del schema[key]
-        if isinstance(schema.get("type"), list):
-            real = [kind for kind in schema["type"] if kind != "null"]
-            if len(real) == 1:
-                optional = optional or len(schema["type"]) > 1
-                report("repair", "nullable", where, f'The type {json.dumps(schema["type"])} becomes "{real[0]}".')
-                schema["type"] = real[0]
-            else:
-                kinds = json.dumps(schema["type"])
-                report("error", "type-union", where, f"A parameter has one type, not {kinds}. Choose one, or split it.")
-                schema["type"] = "string"
+            schema, may_be_null = merged
+            optional = optional or may_be_null
         return schema, optional
 
-    def _type(self, schema: dict, where: str) -> None:
-        """A type that the format knows, in the case it was written in."""
+    def _resolve_reference(self, schema: dict, where: str) -> dict:
+        """The schema with what its `$ref` points to in place; its own keywords win."""
+        target, found = str(schema.pop("$ref")), self.root
+        for step in target.split("/")[1:]:
+            found = found.get(step) if isinstance(found, dict) else None
+        if not target.startswith("#/") or not isinstance(found, dict):
+            self.report("error", "reference", where,
+                        f"The reference {target} leads nowhere. Write the schema in place.")  # fmt: skip
+            return schema
+        self.report("repair", "reference", where, f"The reference {target} is replaced by what it points to.")
+        return {**copy.deepcopy(found), **schema}
+
+    def _merge_union(self, schema: dict, where: str) -> tuple[dict, bool] | None:
+        """The schema with a union of one type (and perhaps null) merged into it, and whether null was there."""
+        union = next((key for key in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(key), list)), None)
+        if not union:
+            return None
+        variants = [part for part in schema[union] if isinstance(part, dict)]
+        real = [part for part in variants if part.get("type") != "null"]
+        if len(real) != 1:
+            return None
+        self.report("repair", "any-of", where, f"{union} with one type is replaced by that type.")
+        return {**{key: value for key, value in schema.items() if key != union}, **real[0]}, len(real) < len(variants)
+
+    def _refuse_unsupported(self, schema: dict, where: str) -> None:
+        for key in _UNSUPPORTED:
+            if key in schema:
+                self.report("error", "any-of" if key.endswith("Of") else "keyword", where,
+                            f'"{key}" cannot be declared. Give the parameter one plain type, or split it.')  # fmt: skip
+                del schema[key]
+
+    def _single_type(self, schema: dict, where: str) -> bool:
+        """Replaces a list of types by the one that is not null; whether null was in it."""
+        if not isinstance(schema.get("type"), list):
+            return False
+        listed = schema["type"]
+        real = [kind for kind in listed if kind != "null"]
+        if len(real) != 1:
+            kinds = json.dumps(listed)
+            self.report("error", "type-union", where,
+                        f"A parameter has one type, not {kinds}. Choose one, or split it.")  # fmt: skip
+            schema["type"] = "string"
+            return False
+        self.report("repair", "nullable", where, f'The type {json.dumps(listed)} becomes "{real[0]}".')
+        schema["type"] = real[0]
+        return len(listed) > 1
+
+    def _infer_type(self, schema: dict, where: str) -> str:
+        """Gives the schema a type that the format knows, in the case it was written in; returns it in lower case."""
         kind = schema.get("type")
         if kind is None:
             values = [schema["const"]] if "const" in schema else schema.get("enum")
@@ -141,8 +156,17 @@ class SchemaNormalizer:
                 self.report("error", "type-unknown", where, f'"{kind}" is no type. Use one of {", ".join(_TYPES)}.')
             kind = known
         schema["type"] = kind or "string"
+        return str(schema["type"]).lower()
 
-    def _enum(self, schema: dict, kind: str, where: str, in_items: bool) -> None:
+    def _describe(self, schema: dict, where: str, in_items: bool) -> None:
+        if "description" in schema:
+            schema["description"] = normalized_description(schema, where, self.report)
+        elif where and not in_items:
+            self.report("info", "no-description", where,
+                        "The parameter has no description; the model gets an empty one.")  # fmt: skip
+
+    def _normalize_enum(self, schema: dict, kind: str, where: str, in_items: bool) -> None:
+        """A constant becomes the only allowed value; null is none."""
         if "const" in schema and "enum" not in schema:
             schema["enum"] = [schema["const"]]
         values = schema.get("enum")
@@ -164,7 +188,14 @@ class SchemaNormalizer:
         elif kind == "string" or in_items:
             schema["enum"] = carry_value(values, where, self.report)
 
-    def _properties(self, schema: dict, where: str, depth: int) -> None:
+    def _normalize_items(self, schema: dict, where: str, depth: int) -> None:
+        if isinstance(schema.get("items"), dict):
+            schema["items"], _ = self.normalize(schema["items"], f"{where}[]", True, depth + 1)
+        else:
+            self.report("warning", "items", where, 'The list does not say what it holds. Add "items" with a type.')
+            schema.pop("items", None)
+
+    def _normalize_properties(self, schema: dict, where: str, depth: int) -> None:
         report, properties = self.report, schema.get("properties", {})
         required = schema.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
@@ -181,7 +212,7 @@ class SchemaNormalizer:
             if name in RESERVED:
                 report("error", "reserved-name", place, f'A parameter named "{name}" vanishes from the declaration. '
                        f'Rename it, for example to "{where.rpartition(".")[2] or "item"}_{name}".')  # fmt: skip
-            normalized[name], may_be_null = self.mend(part, place, False, depth + 1)
+            normalized[name], may_be_null = self.normalize(part, place, False, depth + 1)
             if may_be_null and name in required:
                 optional.append(name)
                 report("repair", "nullable", place, "The parameter may be null: it is no longer required.")
@@ -194,8 +225,8 @@ class SchemaNormalizer:
         if optional:
             schema["required"] = [name for name in required if name not in optional]
 
-    def _note(self, schema: dict, kind: str, where: str) -> None:
-        """Writes what the declaration has no place for into the description."""
+    def _fold_keywords(self, schema: dict, kind: str, where: str) -> None:
+        """Tells what the declaration has no place for in the description, unless it says so already."""
         description, sentences = schema.get("description", ""), []
 
         def add(keyword, sentence, values):

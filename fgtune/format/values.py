@@ -8,23 +8,11 @@ from decimal import Decimal
 from .tokens import CONTROL_TOKEN
 
 NAME = re.compile(r"[^\x00-\x20{}\[\],<>]+")  # a tool's name: dots, hyphens, slashes and colons are fine
-
-
 KEY = re.compile(r"[^{}\[\]:,]+")  # an argument's name
-
-
 RESERVED = ("description", "type", "properties", "required", "nullable")
-
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 MAX_INTEGER = 2**53 - 1  # JavaScript's Number.MAX_SAFE_INTEGER
-
-
 MAX_DEPTH = 32
-
-
 # What Python's strip() and JavaScript's trim() remove; the two differ by U+001C…1F, U+0085 and U+FEFF.
 WHITESPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace()) + "\ufeff"
 
