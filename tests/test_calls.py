@@ -121,7 +121,9 @@ def test_depth_is_limited_not_the_stack():
 def test_format_refuses_what_cannot_be_read_back():
     for call in (
         Call("f", {"a": None}),
-        Call("a b"),
+        Call("a  b"),
+        Call(" a"),
+        Call("f", {"a": "x\u2581y"}),
         Call("f", {"a{": 1}),
         Call("f", {"a": "<escape>"}),
         Call("f", [1]),
@@ -231,7 +233,7 @@ def test_javascript_has_the_same_tokens_patterns_and_limits(tmp_path):
     """The facts that stand a second time in web/*.js: what JavaScript lets through is what Python lets through."""
     texts = [*SPELLINGS, "<unused0>", "<unused1234>", "<unused>", "<unused1", "<start_of_image", "<start_of_>",
              "< pad>", "<PAD>", "escape>", "</escape>", "<start_function>", "<end_image_soft_token>"]  # fmt: skip
-    characters = [chr(code) for code in (*range(0x300), 0x3000, 0xFEFF, 0xFF0C, 0x1F30D)]
+    characters = [chr(code) for code in (*range(0x300), 0x2581, 0x3000, 0xFEFF, 0xFF0C, 0x1F30D)]
     depths, integers = range(10, 40), [str(sign * (MAX_INTEGER + more)) for sign in (1, -1) for more in (-1, 0, 1, 2)]
     digits = range(1, 25)
     found = in_node("limits.mjs", {"texts": texts, "characters": characters, "depths": list(depths),

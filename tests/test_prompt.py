@@ -286,7 +286,7 @@ def test_control_tokens_are_refused_everywhere(text, place):
         ([{**call_message({}), "role": "user"}], False, "cannot make calls"),
         ([USER, call_message("{a: 1}")], False, "no JSON"),
         ([USER, call_message("[1]")], False, "object"),
-        ([USER, call_message({}, name="a b")], False, "name"),
+        ([USER, call_message({}, name="a  b")], False, "name"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], False, "Only text"),
     ],
 )

@@ -1,11 +1,10 @@
 """Lint of chat rows against the tools that they use."""
 
-import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
-from .findings import Finding, FormatError, reporter
+from .findings import Finding, FormatError, did_you_mean, reporter
 from .messages import normalized_messages
 from .schema import arguments_validator
 from .template import TRIGGER, render
@@ -201,8 +200,3 @@ def _lint_call(call: dict, tools: dict[str, dict], where: str, report: Callable)
         else:
             code, text = "constraint", f"{error.message}. Correct the value or the schema."
         report("error", code, place, text, tool=name)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f' Did you mean "{close[0]}"?' if close else ""
