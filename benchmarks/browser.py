@@ -92,7 +92,7 @@ def main() -> int:
                 asked = cases[: options.cases]
                 said = try_in_browser(site, [case.query for case in asked])
                 here = Scorecard("page", [judge(c, a["text"], a["finished"]) for c, a in zip(asked, said, strict=True)])
-                same_graph = OrtGenerator(site / "model", variant, max_tokens=96, wide=said[0]["page"]["wide"])
+                same_graph = OrtGenerator(site / "model", variant, max_tokens=96, dequantized=said[0]["page"]["wide"])
                 python = score(same_graph, asked, "the page's graph in Python", grammar)
                 row = {"variant": variant, "cases": here.n, "hits": here.hits}
                 for other in (python, node):

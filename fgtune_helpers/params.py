@@ -10,6 +10,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from fgtune.export import layout
+
 
 class ParameterError(ValueError):
     """A parameter is unknown, of the wrong type or out of range; the message is one line."""
@@ -26,7 +28,7 @@ class Param:
     choices: tuple[str, ...] | None = None
 
 
-VARIANTS = ("fp32", "fp16", "int8", "q4", "q4f16", "q4s")
+VARIANTS = tuple(layout.VARIANTS)
 
 
 PARAMETERS: dict[str, Param] = {

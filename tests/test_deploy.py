@@ -144,11 +144,11 @@ def test_the_wide_graph_shares_the_data(packed_site):
     variant = description["variants"]["q4"]
     wide = variant["wide"]
     assert set(variant["files"]) - set(wide["files"]) == {"model/onnx/model_q4.onnx"}
-    assert set(wide["files"]) - set(variant["files"]) == {"model/onnx/model_wide_q4.onnx"}
-    assert wide["load"] == {"model_file_name": "model_wide", "dtype": "q4"}
+    assert set(wide["files"]) - set(variant["files"]) == {"model/onnx/model_dequantized_q4.onnx"}
+    assert wide["load"] == {"model_file_name": "model_dequantized", "dtype": "q4"}
     assert wide["session"]["externalData"] == [{"path": "model_q4.onnx_data", "data": "onnx/model_q4.onnx_data"}]
     assert set(wide["files"]) <= {entry["path"] for entry in description["files"]}
-    assert "model/onnx/model_wide_q4.onnx" not in variant["weights"], "one prefix serves both"
+    assert "model/onnx/model_dequantized_q4.onnx" not in variant["weights"], "one prefix serves both"
 
 
 @pytest.mark.browser

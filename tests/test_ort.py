@@ -128,7 +128,7 @@ def test_steps_into_one_past_leave_earlier_logits_alone(folder, tmp_path, varian
             variant,
             tmp_path,
             recipe=Recipe(method="rtn", embed_bits=4, mixed_precision_rows=True),
-            words=[105, 107],
+            token_ids=[105, 107],
         )
         folder = tmp_path
     model, rng = OrtGenerator(folder, variant).model, np.random.default_rng(3)

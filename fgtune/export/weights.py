@@ -9,6 +9,8 @@ import numpy as np
 from ..core.errors import ExportError
 from ..models.gemma3 import EMBEDDING
 
+EMBEDDING = "model.embed_tokens"
+
 
 class SafetensorsWeights:
     """float32 arrays by their Hugging Face name, read one at a time from every `*.safetensors` of a folder."""
@@ -40,7 +42,10 @@ class SafetensorsWeights:
 
 
 class OnnxWeights:
-    """The matrices and norms of a `direct` fp32 export by name, mapped from its data file, not loaded."""
+    """The matrices and norms of a `direct` fp32 export by name, mapped from its data file, not loaded.
+
+    `positions` is the longest sequence that the export allows. Raises ExportError when the file is none.
+    """
 
     def __init__(self, path: Path):
         import onnx

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..models.gemma3 import FINAL_NORM, Gemma3Config, LayerOperations, decoder_layer, layer_tensor
-from .blocks import Rounded, dequantize, grid
+from .blocks import QuantizedMatrix, dequantize, grid
 
 
 def damped_inverse(hessian: np.ndarray, percdamp: float = 0.01) -> np.ndarray:
@@ -32,7 +32,7 @@ def upper_factor(inverse: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.linalg.cholesky(inverse).T, dtype=np.float32)
 
 
-def round_gptq(weight: np.ndarray, factor: np.ndarray, bits: int, block: int) -> Rounded:
+def round_gptq(weight: np.ndarray, factor: np.ndarray, bits: int, block: int) -> QuantizedMatrix:
     """Like `round_nearest`, but each column's error is made up for by the columns after it.
 
     `factor` is the `upper_factor` of the `damped_inverse` of the sum of x xᵀ over the calibration tokens.
@@ -56,7 +56,7 @@ def round_gptq(weight: np.ndarray, factor: np.ndarray, bits: int, block: int) ->
             errors[k] = (part[k] - (code - zero) * scale) / local[k, k]
             part[k + 1 :] -= local[k, k + 1 :, None] * errors[k]
         work[end:] -= factor[start:end, end:].T @ errors
-    return np.ascontiguousarray(codes.T), np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T)
+    return QuantizedMatrix(*(np.ascontiguousarray(part.T) for part in (codes, scales, zeros)))
 
 
 class PackedRows:
@@ -128,7 +128,7 @@ class RoundingPass(LayerOperations):
     ):
         self.config, self.weights, self.rows = config, weights, rows
         self.bits_and_block, self.asymmetric, self.percdamp = bits_and_block, asymmetric, percdamp
-        self.rounded: dict[str, Rounded] = {}
+        self.rounded: dict[str, QuantizedMatrix] = {}
         self.rope = {}
         for kind, rope in config.rope.items():
             angles = rows.positions[:, None].astype(np.float32) * rope.frequencies(config.head_dim)
@@ -184,7 +184,7 @@ def round_decoder(
     bits_and_block: Callable[[str], tuple[int, int]],
     asymmetric: float = 1.0,
     percdamp: float = 0.01,
-) -> tuple[dict[str, Rounded], np.ndarray, np.ndarray]:
+) -> tuple[dict[str, QuantizedMatrix], np.ndarray, np.ndarray]:
     """Round every projection in the order in which data meets them.
 
     `weights` gives `matrix(name)` and `norm(name)`; `embedded` are the rows [tokens, hidden] of the exact and of the

@@ -14,18 +14,12 @@ from pathlib import Path
 from ..core.errors import DeployError
 from ..core.project import project_root
 from ..export.dequantized import SESSION, write_dequantized
-from ..export.layout import LOADING, data_files, loading, model_file
+from ..export.layout import VARIANTS, data_files, loading, model_file
 from ..models.prune import PruneError, prune_unused_merges
 from ..runtimes.node import find_package
 from .prefix import precompute_prompt_cache
 
 PART = 4 * 1024 * 1024  # bytes per checked part of a download; the same number stands in web/store.js
-
-
-HALF = ("fp16", "q4f16")  # 16-bit floats in and out: for WebGPU only
-
-
-PROCESSOR_ONLY = ("int8",)  # its integer operators have no WebGPU version
 
 
 SHELL = ("app.js", "calculator.js", "calls.js", "device.js", "engine.js", "functions.js", "grammar.js", "icon.svg",
@@ -80,13 +74,13 @@ def build_site(
     with `constrained` the page holds answers to the grammar unless told otherwise, `copied` as in `grammar.py`.
     """
     from ..format.template import TRIGGER
-    from ..format.tools import normalize_tools
+    from ..format.tools import for_template, normalize_tools
 
     model_dir, out_dir = Path(model_dir), Path(out_dir)
     names = [variants] if isinstance(variants, str) else list(dict.fromkeys(variants))
     _check_input(model_dir, names, out_dir)
     trigger = TRIGGER if trigger is None else trigger
-    tools = normalize_tools(tools)
+    tools = for_template(normalize_tools(tools))
     samples = [text for text in (_query(example) for example in examples) if text][:8]
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=out_dir.name + ".", dir=out_dir.parent))
@@ -140,8 +134,8 @@ def _check_input(model_dir: Path, names: list[str], out_dir: Path) -> None:
     if not names:
         raise DeployError("no variant to deploy")
     for name in names:
-        if name not in LOADING:
-            raise DeployError(f"unknown variant {name!r}: one of {', '.join(LOADING)}")
+        if name not in VARIANTS:
+            raise DeployError(f"unknown variant {name!r}: one of {', '.join(VARIANTS)}")
         file = model_dir / "onnx" / model_file(name)
         if not file.exists():
             raise DeployError(f"{file} does not exist: export or quantise the variant {name!r} first")
@@ -196,8 +190,8 @@ def _copy_variant(model_dir: Path, work: Path, name: str) -> list[str]:
     for source in [graph, *data_files(graph)]:
         shutil.copyfile(source, work / "model" / "onnx" / source.name)
         paths.append(f"model/onnx/{source.name}")
-    if name not in HALF:
-        write_dequantized(graph, work / "model" / "onnx" / model_file(name, wide=True))
+    if not VARIANTS[name].half:
+        write_dequantized(graph, work / "model" / "onnx" / model_file(name, dequantized=True))
     return paths
 
 
@@ -228,11 +222,11 @@ def _copy_model_files(model_dir: Path, work: Path, weights: dict[str, list[str]]
 
 def _variant(name: str, weights: list[str], prefix: dict | None, entries: dict) -> dict:
     common = [f"model/{file}" for file in READ_BY_PAGE]
-    files, wide = common + weights, f"model/onnx/{model_file(name, wide=True)}"
+    files, wide = common + weights, f"model/onnx/{model_file(name, dequantized=True)}"
     return {
-        "devices": ["webgpu"] if name in HALF else ["wasm"] if name in PROCESSOR_ONLY else ["webgpu", "wasm"],
-        "half": name in HALF,
-        "load": dict(zip(("model_file_name", "dtype"), LOADING[name], strict=True)),
+        "devices": list(VARIANTS[name].devices),
+        "half": VARIANTS[name].half,
+        "load": loading(name),
         "bytes": sum(entries[path]["bytes"] for path in files) + (prefix["bytes"] if prefix else 0),
         "files": files,
         "weights": weights,
@@ -248,7 +242,7 @@ def _wide(name: str, files: list[str]) -> dict:
     """How the page loads the graph of `wide.py`, which shares the data files of the variant."""
     data = [Path(path).name for path in files if path.startswith("model/onnx/")][1:]
     return {
-        "load": dict(zip(("model_file_name", "dtype"), loading(name, wide=True), strict=True)),
+        "load": loading(name, dequantized=True),
         "files": files,
         "session": {
             "extra": {"session": {key.removeprefix("session."): value for key, value in SESSION.items()}},
