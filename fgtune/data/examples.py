@@ -8,6 +8,8 @@ from typing import Any
 
 from ..format.calls import Call
 
+NO_CALL, SEVERAL = "no call", "several tools"  # labels of examples that are about no single tool
+
 
 def is_learned(message: dict) -> bool:
     """Whether a turn is learned: every assistant turn but those with `"weight": 0`."""
@@ -63,6 +65,6 @@ def leaves(value: Any, schema: dict, path: tuple = ()) -> Iterator[tuple[tuple, 
 
 
 def label(example: dict) -> str:
-    """What an example is about, for stratifying: its tool, `several`, or `no call`."""
+    """What an example is about, for stratifying: its tool, `several tools`, or `no call`."""
     names = {call.name for call in first_calls(example)}
-    return "no call" if not names else names.pop() if len(names) == 1 else "several tools"
+    return NO_CALL if not names else names.pop() if len(names) == 1 else SEVERAL
