@@ -13,7 +13,7 @@ const SPACE = " \t\r\n";
 const MAX_DEPTH = 32;
 const CONTROL_TOKEN =
   /<(?:pad|eos|bos|unk|mask|escape|image_soft_token|unused[0-9]+|(?:start|end)_(?:function_declaration|function_call|function_response|of_turn|of_image))>/;
-const NAME = /[^\x00-\x20{}[\],<>]+/y;
+const NAME = /[^\x00-\x20{}[\],<>]+(?: [^\x00-\x20{}[\],<>]+)*/y;
 const KEY = /[^{}[\]:,]+/y;
 const NUMBER = /-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/y;
 
@@ -124,6 +124,7 @@ function matchesWhole(pattern, text) {
 function checkText(text) {
   const token = findControlToken(text);
   if (token) throw new FormatError(`The text holds the control token ${token}`);
+  if (text.includes("\u2581")) throw new FormatError("The text holds U+2581, which the tokenizer reads as a space");
   if (/\p{Cs}/u.test(text)) throw new FormatError("The text holds half of a character (a lone surrogate)");
   return text;
 }

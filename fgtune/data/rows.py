@@ -50,7 +50,7 @@ def case_of(example: dict) -> Case:
 
 
 def tokenize(example: dict, tokenizer, max_seq_length: int | None = None) -> Row:
-    """Tokenise a dialogue and mark every assistant turn without `"weight": 0` as target. Raises DataError when too long.
+    """Tokenise a dialogue; targets are all assistant turns but those of weight 0. Raises DataError when it is too long.
 
     `messages[:k]` with the generation prompt is an exact prefix of the whole text, so each assistant turn is
     what the text gains between its prompt and its end.

@@ -7,8 +7,6 @@ from .findings import FormatError, reporter
 from .values import WHITESPACE, carry_value, check_name, check_text
 
 _ROLES = ("developer", "system", "user", "assistant", "tool")
-
-
 _MESSAGE_KEYS = {"role", "content", "tool_calls", "function_call", "name", "tool_call_id", "id", "weight"}
 
 

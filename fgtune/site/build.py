@@ -80,13 +80,13 @@ def build_site(
     with `constrained` the page holds answers to the grammar unless told otherwise, `copied` as in `grammar.py`.
     """
     from ..format.template import TRIGGER
-    from ..format.tools import normalize_tools
+    from ..format.tools import for_template, normalize_tools
 
     model_dir, out_dir = Path(model_dir), Path(out_dir)
     names = [variants] if isinstance(variants, str) else list(dict.fromkeys(variants))
     _check_input(model_dir, names, out_dir)
     trigger = TRIGGER if trigger is None else trigger
-    tools = normalize_tools(tools)
+    tools = for_template(normalize_tools(tools))
     samples = [text for text in (_query(example) for example in examples) if text][:8]
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=out_dir.name + ".", dir=out_dir.parent))
