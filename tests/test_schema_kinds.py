@@ -341,11 +341,20 @@ def test_component_schemas():
 
 @pytest.mark.parametrize("value", [
     None, 5, "tools", {}, {"a": 1}, {"error": {"code": -32601, "message": "Method not found"}}, {"components": {}},
-    {"components": {"schemas": {"A": {"type": "string"}}}}, {"paths": {"/a": {}}, "components": {"schemas": {}}},
+    {"components": {"schemas": {"A": {"type": "string"}}}}, {"components": {"schemas": "A"}},
+    {"paths": {"/a": {}}, "components": {"schemas": {}}},
 ], ids=lambda value: json.dumps(value)[:40])  # fmt: skip
 def test_what_holds_no_tools_is_one_sentence(value):
     with pytest.raises(FormatError, match=r"^[A-Z].*[.d]$"):
         tools_of(value)
+
+
+def test_what_nests_too_deep_is_one_error():
+    schema = {"type": "string"}
+    for _ in range(300):
+        schema = {"type": "array", "description": "d", "items": schema}
+    [error] = errors_of(tool({"$ref": "#/$defs/deep"}, **{"$defs": {"deep": schema}}))
+    assert error.code == "too-deep"
 
 
 words = st.sampled_from(

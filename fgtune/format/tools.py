@@ -78,7 +78,8 @@ def _components(document: dict) -> list[dict]:
             "This OpenAPI document describes paths. Keep the component schemas that are tools, and no paths."
         )
     schemas = document["components"].get("schemas")
-    schemas = {name: schema for name, schema in (schemas or {}).items() if isinstance(schema, dict)}
+    parts = schemas.items() if isinstance(schemas, dict) else ()
+    schemas = {name: schema for name, schema in parts if isinstance(schema, dict)}
     inner = {name for schema in schemas.values() for name in names_referred_to(schema)}
     tools = []
     for name, schema in schemas.items():
@@ -137,14 +138,13 @@ def normalized_tools(tools: list[dict], source: str, describe: bool) -> tuple[li
     for number, tool in enumerate(tools):
         label = f"tool {number + 1}"
         try:
-            text = json.dumps(tool, allow_nan=False)
+            new, notes = _normalized_tool(json.dumps(tool, allow_nan=False), describe)
         except (TypeError, ValueError) as error:
             reporter(findings, source, tool=label)("error", "tool-form", "", f"Not JSON: {error}.")
             continue
         except RecursionError:
             reporter(findings, source, tool=label)("error", "too-deep", "", "The tool nests too deep. Flatten it.")
             continue
-        new, notes = _normalized_tool(text, describe)
         named = new["name"] != "unnamed"
         report = reporter(findings, source, tool=new["name"] if named else label)
         for note in notes:
