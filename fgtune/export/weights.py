@@ -9,8 +9,6 @@ import numpy as np
 from ..core.errors import ExportError
 from ..models.gemma3 import EMBEDDING
 
-EMBEDDING = "model.embed_tokens"
-
 
 class SafetensorsWeights:
     """float32 arrays by their Hugging Face name, read one at a time from every `*.safetensors` of a folder."""
