@@ -15,8 +15,9 @@ from fgtune.export.decoder import write_decoder
 from fgtune.export.graph import Graph
 from fgtune.export.layout import model_file, read_config
 from fgtune.export.onnx import export_onnx
-from fgtune.export.weights import EMBEDDING, OnnxWeights
+from fgtune.export.weights import OnnxWeights
 from fgtune.export.writers import Float32Writer
+from fgtune.models.gemma3 import EMBEDDING
 from fgtune.quantize import calibration
 from fgtune.quantize.blocks import block_size, dequantize, grid, pack, pack_zeros, round_nearest
 from fgtune.quantize.calibration import calibrate, collect_activation_statistics, packed_rows
@@ -136,11 +137,11 @@ def test_a_4_bit_embedding_is_rounded_by_what_the_output_layer_sees(folder):
     config, recipe = read_config(source), RECIPES["q4"]
     squares, outer = collect_activation_statistics(source, config, rows)
     assert len(squares) == 4 * config["num_hidden_layers"]
-    model = OrtModel(source / "onnx" / "model.onnx", taps=["model.norm", "model.layers.2.mlp.product"])
+    model = OrtModel(source / "onnx" / "model.onnx", collect=["model.norm", "model.layers.2.mlp.product"])
     tapped = []
     for row in ROWS:
         model.run(np.array([row]), model.empty())
-        tapped.append([value[0, 30:] for value in model.tapped.values()])
+        tapped.append([value[0, 30:] for value in model.collected.values()])
     states, products = (np.concatenate(values) for values in zip(*tapped, strict=True))
     np.testing.assert_allclose(outer, states.T @ states, rtol=1e-3, atol=1e-2)
     np.testing.assert_allclose(squares["model.layers.2.mlp.product"], np.square(products).mean(0), rtol=1e-2)
@@ -263,16 +264,16 @@ def test_scaling_the_residual_stream_changes_nothing(tmp_path):
     ids = np.array([random_ids(40)])
     plain, scaled = (
         OrtModel(path),
-        OrtModel(path.with_name("scaled.onnx"), taps=["model.layers.3.input_layernorm.stream"]),
+        OrtModel(path.with_name("scaled.onnx"), collect=["model.layers.3.input_layernorm.stream"]),
     )
     reference, _ = plain.run(ids, plain.empty(), keep=0)
     found, _ = scaled.run(ids, scaled.empty(), keep=0)
     np.testing.assert_allclose(found, reference, atol=2e-4)
-    stream = OrtModel(path, taps=["model.layers.3.input_layernorm.stream"])
+    stream = OrtModel(path, collect=["model.layers.3.input_layernorm.stream"])
     stream.run(ids, stream.empty())
     np.testing.assert_allclose(
-        scaled.tapped["model.layers.3.input_layernorm.stream"] * 8,
-        stream.tapped["model.layers.3.input_layernorm.stream"], rtol=1e-3, atol=1e-6)  # fmt: skip
+        scaled.collected["model.layers.3.input_layernorm.stream"] * 8,
+        stream.collected["model.layers.3.input_layernorm.stream"], rtol=1e-3, atol=1e-6)  # fmt: skip
 
 
 def swell(weights):
@@ -294,9 +295,9 @@ def test_fp16_of_a_model_whose_stream_overflows_is_right(tmp_path):
     assert result["kl"] < 1e-3
     assert result["argmax_agreement"] == 1
     taps = [f"model.layers.{i}.pre_feedforward_layernorm.stream" for i in range(7)]
-    model = OrtModel(tmp_path / "onnx" / "onnx" / "model_fp16.onnx", taps=taps)
+    model = OrtModel(tmp_path / "onnx" / "onnx" / "model_fp16.onnx", collect=taps)
     model.run(np.array(HELD_OUT[:1]), model.empty())
-    assert all(value.dtype == np.float16 and np.isfinite(value).all() for value in model.tapped.values())
+    assert all(value.dtype == np.float16 and np.isfinite(value).all() for value in model.collected.values())
 
 
 def test_an_overflow_that_scaling_cannot_reach_fails_loudly(tmp_path):
@@ -326,11 +327,11 @@ def test_peaks_are_measured_with_the_prefix_run_once(folder, monkeypatch):
     assert runs == [30, *[11] * 12]
     taps = {"down_proj": [f"model.layers.{i}.mlp.down_proj" for i in range(7)], "logits": ["lm_head/product"]}
     for kind, names in taps.items():
-        model = OrtModel(base / "onnx" / "onnx" / "model.onnx", taps=names)
+        model = OrtModel(base / "onnx" / "onnx" / "model.onnx", collect=names)
         largest = 0.0
         for row in ROWS:
             model.run(np.array([row]), model.empty())
-            largest = max(largest, *(float(np.abs(value).max()) for value in model.tapped.values()))
+            largest = max(largest, *(float(np.abs(value).max()) for value in model.collected.values()))
         assert peaks[kind] == pytest.approx(largest, rel=1e-3)
     assert set(peaks) >= {"residual stream", "mlp product", "norm", "v_proj"}
 
@@ -344,18 +345,19 @@ def test_the_packed_pass_is_the_model(folder):
     embedded = np.array(weights.matrix(EMBEDDING)[rows.ids])
     stored = dequantize(round_nearest(embedded, 8, 32))
     config, recipe = read_config(base / "onnx"), Recipe(bits_overrides=SENSITIVE_MATRICES, smoothquant_alpha=0.5)
-    bits_and_block = lambda name: (recipe.bits_of(name), 32)
-    weights = SmoothQuant(weights, collect_activation_statistics(base / "onnx", config, rows)[0], config, recipe.smoothquant_alpha)
-    _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), bits_and_block)
+    quantization_parameters = lambda name: (recipe.bits_of(name), 32)
+    squares = collect_activation_statistics(base / "onnx", config, rows)[0]
+    weights = SmoothQuant(weights, squares, config, recipe.smoothquant_alpha)
+    _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), quantization_parameters)
     quantize(base / "onnx", "q4", base / "floats", ROWS, replace(recipe, accuracy_level=0))
-    for name, stream, tolerance in (("model.onnx", exact, 5e-3), ("model_q4.onnx", ours, 2e-2)):
+    for name, states, tolerance in (("model.onnx", exact, 5e-3), ("model_q4.onnx", ours, 2e-2)):
         place = path if name == "model.onnx" else base / "floats" / "onnx" / name
-        model = OrtModel(place, taps=["model.norm"])
+        model = OrtModel(place, collect=["model.norm"])
         for start, end in rows.segments[1:]:
             model.run(np.array([[*rows.ids[:30], *rows.ids[start:end]]]), model.empty())
-            found = model.tapped["model.norm"][0]
-            np.testing.assert_allclose(found[30:], stream.x[start:end], atol=tolerance)
-            np.testing.assert_allclose(found[:30], stream.x[:30], atol=tolerance)
+            found = model.collected["model.norm"][0]
+            np.testing.assert_allclose(found[30:], states[start:end], atol=tolerance)
+            np.testing.assert_allclose(found[:30], states[:30], atol=tolerance)
 
 
 def test_the_divergence_is_that_of_the_distributions():

@@ -54,13 +54,13 @@ def test_the_model_stays_and_its_channels_become_alike(source, tmp_path, alpha):
     path = tmp_path / "model.onnx"
     write_decoder(path, config, weights, Float32Writer(), weights.positions)
     names = [name for name, _, _ in smoothable_inputs(config["num_hidden_layers"])]
-    plain, ours = OrtModel(source / "onnx" / "model.onnx", taps=names), OrtModel(path, taps=names)
+    plain, ours = OrtModel(source / "onnx" / "model.onnx", collect=names), OrtModel(path, collect=names)
     own = {model: {name: [] for name in names} for model in (plain, ours)}
     for row in ROWS:
         logits = [model.run(np.array([row]), model.empty(), keep=0)[0] for model in own]
         np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-3)
         for model, found in own.items():
-            for name, (value,) in model.tapped.items():
+            for name, (value,) in model.collected.items():
                 found[name].append(value[30:])
     for name in names:
         before, after = (np.log(np.square(np.concatenate(found[name])).mean(0)) / 2 for found in own.values())

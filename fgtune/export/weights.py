@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import ExportError
-
-EMBEDDING = "model.embed_tokens"
+from ..models.gemma3 import EMBEDDING
 
 
 class SafetensorsWeights:
