@@ -174,7 +174,10 @@ def test_python_starts_where_the_page_starts(packed_site):
         generator.use_prompt_cache(ids, arrays)
         with NodeGenerator(packed_site / "model", "q4", max_tokens=8) as node:
             node.use_prefix(packed_site / entry["prefix"])
-            assert generator.generate_ids(prompts) == node.generate_ids(prompts, share=False) == own
+            # one by one: Node would compute what several prompts share
+            answers = [node.generate_ids([prompt])[0] for prompt in prompts]
+            assert {stats["reusedTokens"] for stats in node.stats} == {len(ids)}
+            assert generator.generate_ids(prompts) == answers == own
         logits = [generator.logits(generator.encode(prompts[0]), len(ids), cached) for cached in (False, True)]
         np.testing.assert_allclose(*logits, atol=1e-3)
         generator.use_prompt_cache(ids, moved)
@@ -352,7 +355,9 @@ def test_a_constrained_site_constrains_answers_without_being_asked(tiny_onnx, tm
     rows = try_in_browser(out, ["Look up Łódź, please"], timeout=90)
     rows += try_in_browser(out, ["Look up Łódź, please"], constrained="call", timeout=90)
     assert all(row["grammar_ms"] is not None for row in rows) and rows[1]["error"] is None
-    values = [value for call in rows[1]["calls"] for key, value in call["arguments"].items() if key in ("city", "query")]
+    values = [
+        value for call in rows[1]["calls"] for key, value in call["arguments"].items() if key in ("city", "query")
+    ]
     assert values and all(is_verbatim(value, "Look up Łódź, please") for value in values)
 
 

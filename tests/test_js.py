@@ -34,7 +34,9 @@ def test_constants_are_those_of_python():
         console.log(JSON.stringify({ part: store.PART, format: store.SITE_FORMAT, stops: engine.STOP_IDS,
           trigger: engine.TRIGGER, control: calls.CONTROL_TOKEN.source, webgpu: device.GPU_ORDER, wasm: device.CPU_ORDER }));
     """
-    answer = subprocess.run([find_node(), "--input-type=module", "-e", code], cwd=project_root(), capture_output=True, text=True)
+    answer = subprocess.run(
+        [find_node(), "--input-type=module", "-e", code], cwd=project_root(), capture_output=True, text=True
+    )
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)
     for device in ("webgpu", "wasm"):  # the page prefers each variant that is deployed for the device

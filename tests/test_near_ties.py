@@ -77,7 +77,10 @@ def test_an_answer_may_end_where_the_other_goes_on(answers):
 
 
 def test_the_same_calls_in_another_spelling_are_no_difference():
-    calls = ["".join(map(format_call, [Call("f", {"a": 1.5})])), "<start_function_call>call:f{a:1.50}<end_function_call>"]
+    calls = [
+        "".join(map(format_call, [Call("f", {"a": 1.5})])),
+        "<start_function_call>call:f{a:1.50}<end_function_call>",
+    ]
     reference, card = cards(*calls)
     assert differences(card, reference, Toy({}), CASES) == []
 

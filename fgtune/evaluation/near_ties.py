@@ -114,7 +114,9 @@ def find_difference(
     tokens = (ours[shared] if shared < len(ours) else stop, others[shared] if shared < len(others) else stop)
     worse = min(scores[id] for id in tokens)
     gap = float(scores.max() - worse) if np.isfinite(worse) else np.inf
-    return Difference(case.id, case.query, reference.output, answer.output, shared, tokens, gap, MARGIN * float(rounding))
+    return Difference(
+        case.id, case.query, reference.output, answer.output, shared, tokens, gap, MARGIN * float(rounding)
+    )
 
 
 def _allowed(constraint: Constraint, ids: Sequence[int]) -> np.ndarray:

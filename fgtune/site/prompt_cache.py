@@ -38,7 +38,9 @@ def precompute_prompt_cache(
     with np.errstate(over="ignore"):
         arrays = {name: array.astype(np.float16) for name, array in exact.items()}
     asked = [question(text, tools, trigger) for text in list(samples)[:4] or ["a"]]
-    if model.past_dtype == np.float32 and not same_answers(generator, asked, generator.generate_ids(asked), ids, arrays):
+    if model.past_dtype == np.float32 and not same_answers(
+        generator, asked, generator.generate_ids(asked), ids, arrays
+    ):
         arrays = exact
     hash = hashlib.sha256("\n".join([*weights, ",".join(map(str, ids))]).encode()).hexdigest()
     save_file(arrays, path, {METADATA: json.dumps({"hash": hash, "ids": ids})})
