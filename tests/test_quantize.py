@@ -15,8 +15,9 @@ from fgtune.export.decoder import write_decoder
 from fgtune.export.graph import Graph
 from fgtune.export.layout import model_file, read_config
 from fgtune.export.onnx import export_onnx
-from fgtune.export.weights import EMBEDDING, OnnxWeights
+from fgtune.export.weights import OnnxWeights
 from fgtune.export.writers import Float32Writer
+from fgtune.models.gemma3 import EMBEDDING
 from fgtune.quantize import calibration
 from fgtune.quantize.blocks import block_size, dequantize, grid, pack, pack_zeros, round_nearest
 from fgtune.quantize.calibration import calibrate, collect_activation_statistics, packed_rows
@@ -344,11 +345,10 @@ def test_the_packed_pass_is_the_model(folder):
     embedded = np.array(weights.matrix(EMBEDDING)[rows.ids])
     stored = dequantize(round_nearest(embedded, 8, 32))
     config, recipe = read_config(base / "onnx"), Recipe(bits_overrides=SENSITIVE_MATRICES, smoothquant_alpha=0.5)
-    bits_and_block = lambda name: (recipe.bits_of(name), 32)
-    weights = SmoothQuant(
-        weights, collect_activation_statistics(base / "onnx", config, rows)[0], config, recipe.smoothquant_alpha
-    )
-    _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), bits_and_block)
+    quantization_parameters = lambda name: (recipe.bits_of(name), 32)
+    squares = collect_activation_statistics(base / "onnx", config, rows)[0]
+    weights = SmoothQuant(weights, squares, config, recipe.smoothquant_alpha)
+    _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), quantization_parameters)
     quantize(base / "onnx", "q4", base / "floats", ROWS, replace(recipe, accuracy_level=0))
     for name, states, tolerance in (("model.onnx", exact, 5e-3), ("model_q4.onnx", ours, 2e-2)):
         place = path if name == "model.onnx" else base / "floats" / "onnx" / name

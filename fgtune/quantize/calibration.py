@@ -10,7 +10,8 @@ import numpy as np
 from ..data.prefixes import common_prefix
 from ..engines.ort import OrtModel
 from ..export.layout import model_file
-from ..export.weights import EMBEDDING, OnnxWeights
+from ..export.weights import OnnxWeights
+from ..models.gemma3 import EMBEDDING
 from .blocks import QuantizedMatrix, block_size, dequantize, round_nearest
 from .gptq import PackedRows, damped_inverse, round_decoder, round_gptq, upper_factor
 from .recipes import QuantizeError, Recipe

@@ -122,12 +122,12 @@ class RoundingPass(LayerOperations):
         config: Gemma3Config,
         weights,
         rows: PackedRows,
-        bits_and_block: Callable[[str], tuple[int, int]],
+        quantization_parameters: Callable[[str], tuple[int, int]],
         asymmetric: float,
         percdamp: float,
     ):
         self.config, self.weights, self.rows = config, weights, rows
-        self.bits_and_block, self.asymmetric, self.percdamp = bits_and_block, asymmetric, percdamp
+        self.quantization_parameters, self.asymmetric, self.percdamp = quantization_parameters, asymmetric, percdamp
         self.rounded: dict[str, QuantizedMatrix] = {}
         self.rope = {}
         for kind, rope in config.rope.items():
@@ -154,7 +154,7 @@ class RoundingPass(LayerOperations):
         for name in (layer_tensor(layer, name) for name in names):
             matrix = np.ascontiguousarray(self.weights.matrix(name), dtype=np.float32)
             target = matrix if shift is None else matrix + matrix @ shift
-            self.rounded[name] = round_gptq(target, factor, *self.bits_and_block(name))
+            self.rounded[name] = round_gptq(target, factor, *self.quantization_parameters(name))
             outputs.append((exact @ matrix.T, ours @ dequantize(self.rounded[name]).T))
         return outputs
 
@@ -181,19 +181,19 @@ def round_decoder(
     weights,
     rows: PackedRows,
     embedded: Pair,
-    bits_and_block: Callable[[str], tuple[int, int]],
+    quantization_parameters: Callable[[str], tuple[int, int]],
     asymmetric: float = 1.0,
     percdamp: float = 0.01,
 ) -> tuple[dict[str, QuantizedMatrix], np.ndarray, np.ndarray]:
     """Round every projection in the order in which data meets them.
 
     `weights` gives `matrix(name)` and `norm(name)`; `embedded` are the rows [tokens, hidden] of the exact and of the
-    stored embedding; `bits_and_block(name)` gives (bits, block). `asymmetric` is how much of the earlier errors a
+    stored embedding; `quantization_parameters(name)` gives (bits, block). `asymmetric` is how much of the earlier errors a
     matrix makes up for (0 to 1).
     Returns the rounded matrices, and the normed states [tokens, hidden] behind the exact and the rounded layers.
     """
     gemma = Gemma3Config.from_dict(config)
-    layers = RoundingPass(gemma, weights, rows, bits_and_block, asymmetric, percdamp)
+    layers = RoundingPass(gemma, weights, rows, quantization_parameters, asymmetric, percdamp)
     stream = tuple(part * gemma.embedding_scale for part in embedded)
     for i in range(gemma.layers):
         stream = decoder_layer(layers, i, stream)

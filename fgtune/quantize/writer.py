@@ -9,8 +9,8 @@ from itertools import groupby
 import numpy as np
 
 from ..export.graph import Graph
-from ..export.weights import EMBEDDING
 from ..export.writers import Float32Writer
+from ..models.gemma3 import EMBEDDING
 from .blocks import QuantizedMatrix, block_size, pack, pack_zeros, round_nearest
 from .recipes import Recipe
 
