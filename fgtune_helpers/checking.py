@@ -63,15 +63,14 @@ def findings_text(table: FindingsTable) -> str:
 
 
 def as_json(tools: list[dict], examples: list[dict], findings: list[Finding]) -> dict:
-    """The canonical form as JSON; an example has "tools" only where they are its own."""
+    """The canonical form as JSON; an example has "tools" only where they are its own, a message says its place."""
     shared = json.dumps(tools, sort_keys=True)
     own = {id(row["tools"]): json.dumps(row["tools"], sort_keys=True) != shared for row in examples}
     rows = [row if own[id(row["tools"])] else {k: v for k, v in row.items() if k != "tools"} for row in examples]
-    places = [" · ".join(filter(None, (f.file, f.example, f.tool, f.where))) for f in findings]
-    return {
-        "tools": tools,
-        "examples": rows,
-        "findings": [
-            {"level": f.level, "code": f.code, "where": w, "message": f.message} for f, w in zip(findings, places)
-        ],
-    }
+    return {"tools": tools, "examples": rows, "findings": [_entry(finding) for finding in findings]}
+
+
+def _entry(finding: Finding) -> dict:
+    where = " · ".join(filter(None, (finding.file, finding.example, finding.tool, finding.where)))
+    message = f"{where}: {finding.message}" if where else finding.message
+    return {"level": finding.level, "code": finding.code, "where": where, "message": message}

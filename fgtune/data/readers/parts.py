@@ -7,9 +7,11 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ...format.findings import FormatError
+from ...format.tools import tools_of
 from ...format.values import WHITESPACE
 from .files import DataError
-from .tools import tools_of
+from .tools import plain_tools
 
 Note = Callable[[str], None]  # remembers that the rows of a file have a key that is not used
 
@@ -102,12 +104,16 @@ def text_of(content: Any) -> Any:
 
 
 def own_tools(item: dict, tools: list[dict]) -> list[dict]:
-    """The tools of a row ("tools", or "functions" of the older API), else `tools`; JSON text is parsed."""
+    """The plain tools of a row ("tools", or "functions" of the older API), else `tools`; JSON text is parsed."""
     for key in ("tools", "functions"):
         if item.get(key) not in (None, "", [], {}):
             value = parse_json(item[key], f'"{key}"')
             if value:
-                return tools_of([parse_json(tool, f'"{key}"') for tool in value] if isinstance(value, list) else value)
+                value = [parse_json(tool, f'"{key}"') for tool in value] if isinstance(value, list) else value
+                try:
+                    return plain_tools(tools_of(value))
+                except FormatError as error:
+                    raise DataError(f'"{key}": {error}') from None
     return tools
 
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from ...format.findings import Finding
-from ...format.tools import repair_tools
+from ...format.findings import Finding, FormatError
+from ...format.tools import plain_tool, repair_tools, tools_of
 from .files import JSON_SUFFIXES, DataError, json_files, read_json
 
 
-def tools_of(value: Any) -> list[dict]:
-    """Stand-in for the function of the same name in `fgtune.format.tools`."""
-    if isinstance(value, dict):
-        value = value.get("tools", [value])
-    return [tool.get("function", tool) if isinstance(tool, dict) else tool for tool in value]
-
-
 def read_tools(path: Path) -> list[dict]:
-    """Tools of a JSON file, or of a folder of such files, in order of name. Raises DataError.
+    """Plain tools of a JSON file, or of a folder of such files, in order of name. Raises DataError.
 
     A file holds a list, one tool, or one of the containers that `fgtune.format.tools.tools_of` opens.
     """
-    return [tool for file in _tool_files(path) for tool in _tools_in(file, path)]
+    tools = []
+    for file in _tool_files(path):
+        for number, tool in enumerate(_tools_in(file, path), 1):
+            if not isinstance(tool, dict) or not isinstance(tool.get("name", tool.get("title")), str):
+                raise DataError(f'tool {number} has no "name"', relative_name(file, path))
+            tools.append(tool)
+    return tools
 
 
 def load_tools(path: Path) -> tuple[list[dict], list[Finding]]:
@@ -47,17 +45,16 @@ def _tool_files(path: Path) -> list[Path]:
     return files
 
 
-def _tools_in(file: Path, root: Path) -> list[dict]:
-    """The tools of one file, each with a name. Raises DataError."""
+def _tools_in(file: Path, root: Path) -> list:
+    """The tools of one file, as they were written. Raises DataError."""
     name = relative_name(file, root)
     value = read_json(file)
     if not isinstance(value, list | dict) or not value:
         raise DataError('expected a list of tools [{"name", "description", "parameters"}]', name)
-    tools = tools_of(value)
-    for number, tool in enumerate(tools, 1):
-        if not isinstance(tool, dict) or not isinstance(tool.get("name"), str):
-            raise DataError(f'tool {number} has no "name"', name)
-    return tools
+    try:
+        return plain_tools(tools_of(value))
+    except FormatError as error:
+        raise DataError(str(error), name) from None
 
 
 def relative_name(file: Path, root: Path) -> str:
@@ -67,4 +64,4 @@ def relative_name(file: Path, root: Path) -> str:
 
 def plain_tools(tools: list[dict]) -> list[dict]:
     """Tools as `{"name", "description", "parameters"}`, taken out of OpenAI's `{"type", "function"}` where needed."""
-    return [tool.get("function", tool) for tool in tools]
+    return [plain_tool(tool) if isinstance(tool, dict) else tool for tool in tools]
