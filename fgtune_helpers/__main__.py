@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from fgtune.core.errors import DeployError
+
 from . import runner
 from .audit import audit
 from .params import ParameterError, coerce
@@ -36,11 +38,10 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--json", metavar="FILE", help="write the canonical form and the findings here")
     check = commands.add_parser("audit", help="check a finished run from its files alone")
     check.add_argument("run_dir", nargs="?", default="runs/quickstart")
-    serve = commands.add_parser("serve", help="preview a deployed site on this machine only")
-    serve.add_argument("site", nargs="?", default="runs/quickstart/10_deploy_browser/site")
-    serve.add_argument("--port", type=int, default=8000)
-    grid = series("sweep", "train and test every combination of comma-separated values: -p rank 4,8,16")
-    grid.set_defaults(start=None, end=None)
+    page = commands.add_parser("serve", help="preview a deployed site on this machine only")
+    page.add_argument("site", nargs="?", default="runs/quickstart/10_deploy_browser/site")
+    page.add_argument("--port", type=int, default=8000)
+    series("sweep", "train and test every combination of comma-separated values: -p rank 4,8,16")
     return parser
 
 
@@ -55,13 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "audit":
             return audit(args.run_dir)
         if args.command == "serve":
-            from fgtune.core.errors import DeployError
             from fgtune.site.server import serve
 
-            try:
-                serve(args.site, args.port)
-            except DeployError as error:
-                raise ParameterError(str(error)) from None
+            serve(args.site, args.port)
             return runner.OK
         if args.command == "sweep":
             grid = {n: [coerce(n, v) for v in value.split(",")] for n, value in args.p if "," in value}
@@ -75,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             runner.list_stages(plan)
             return runner.OK
         return runner.run_series(plan)
-    except (ParameterError, StageError, OSError) as error:
+    except (ParameterError, StageError, DeployError, OSError) as error:
         print(f"fgtune: {error}", file=sys.stderr)
         return runner.BAD
     except KeyboardInterrupt:
