@@ -17,9 +17,10 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# ruff: noqa: E402
 sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 
-from fgtune.format.calls import Call, format_call, parse_calls, same_call  # noqa: E402
+from fgtune.format.calls import Call, format_call, parse_calls, same_call
 from fgtune.format.findings import FormatError
 from fgtune.format.messages import normalize_messages
 from fgtune.format.template import TEMPLATE_FILE, TRIGGER, render

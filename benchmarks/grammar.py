@@ -85,7 +85,7 @@ def on_page(run: Path, variant: str, tools, copied, cases, how: str, temporary: 
     from fgtune.site.browser import try_in_browser
     from fgtune.site.build import build_site
 
-    rules = {"constrained": how != HOW[0], "copied": copied if how == HOW[2] else ()}
+    rules = {"constrained": how != HOW[0], "verbatim": copied if how == HOW[2] else ()}
     site = build_site(run / "07_quantize", variant, tools, Path(temporary) / "site", max_tokens=96, **rules).path
     said = try_in_browser(site, [case.query for case in cases])
     results = [judge(case, a["text"], a["finished"]) for case, a in zip(cases, said, strict=True)]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from fgtune.format.messages import normalize_messages
 from fgtune.format.template import TRIGGER, render
 from fgtune.format.tokens import CONTROL_TOKEN
-from fgtune.format.tools import normalize_tools
-from fgtune.format.values import KEY, RESERVED
+from fgtune.format.tools import for_template, normalize_tools
+from fgtune.format.values import KEY, METASPACE, RESERVED
 
 CASES_FILE = Path(__file__).parent / "data" / "format-cases.json"
 COUNT = 360
@@ -27,16 +27,18 @@ PIECES = [
 WORDS = ["city", "Unit", "unit", "days", "user.name", "x-y", "a b", "é", "ß", "Ω", "_", "0", "10", "2", "__proto__",
          "constructor", "toString", "items", "keys", "get", "length", "dictsort", "value", "name", "<",
          "k\n"]  # fmt: skip
-plain = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=METASPACE), max_size=12)
 texts = (
     st.lists(st.sampled_from(PIECES) | plain, max_size=3)
     .map("".join)
     .filter(lambda text: not CONTROL_TOKEN.search(text))
 )
-keys = st.sampled_from(WORDS) | st.text(st.characters(max_codepoint=0xD7FF), min_size=1, max_size=6).filter(
-    lambda key: KEY.fullmatch(key) and not CONTROL_TOKEN.search(key)
+keys = st.sampled_from(WORDS) | st.text(
+    st.characters(max_codepoint=0xD7FF, exclude_characters=METASPACE), min_size=1, max_size=6
+).filter(lambda key: KEY.fullmatch(key) and not CONTROL_TOKEN.search(key))
+names = st.sampled_from(
+    ["get_weather", "set-timer", "user.find", "a", "F", "mail/send", "ns:tool", "Größe", "Market Trends API"]
 )
-names = st.sampled_from(["get_weather", "set-timer", "user.find", "a", "F", "mail/send", "ns:tool", "Größe"])
 numbers = (
     st.integers(-(2**53 - 1), 2**53 - 1)
     | st.integers(-20, 20)
@@ -147,7 +149,7 @@ def make() -> list[dict]:
     @given(dialogues(), tool_lists)
     def collect(dialogue, tools):
         messages, prompt = dialogue
-        messages, tools = normalize_messages(messages), normalize_tools(tools)
+        messages, tools = normalize_messages(messages), for_template(normalize_tools(tools))
         text = render(messages, tools, prompt)
         if 80 < len(text) < 1800 and text not in seen and len(cases) < COUNT:
             seen.add(text)

@@ -1,4 +1,4 @@
-"""Write the generated parts of README.md: stages and parameters from the code, results from the recorded notebooks."""
+"""Write the generated parts of README.md and docs/parameters.md from the code, and the results from a finished run."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from fgtune_helpers.report import parameter_table, replace_block, result_table, 
 from fgtune_helpers.stage import read_manifest, resolve_run
 
 README = project_root() / "README.md"
+PAGES = {"parameters": project_root() / "docs" / "parameters.md"}  # blocks that stand elsewhere
 NOT_RECORDED = "*No run on the real model is recorded in this version.*"
 
 
@@ -25,10 +26,9 @@ def run_blocks(run: Path) -> dict[str, str]:
 
 
 def write(blocks: dict[str, str]) -> None:
-    text = README.read_text(encoding="utf-8")
     for name, body in blocks.items():
-        text = replace_block(text, name, body)
-    README.write_text(text, encoding="utf-8")
+        page = PAGES.get(name, README)
+        page.write_text(replace_block(page.read_text(encoding="utf-8"), name, body), encoding="utf-8")
 
 
 def recorded_scores() -> dict[str, str]:

@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from make_format_cases import CASES_FILE, PIECES, arguments, names
 from test_prompt import in_node
 
-from fgtune.format.calls import Call, CallSyntaxError, _Scanner, classify, format_call, parse_calls, same_call
+from fgtune.format.calls import Call, CallSyntaxError, _Scanner, format_call, parse_calls, same_call
 from fgtune.format.findings import FormatError
+from fgtune.format.grammar import MAX_DEPTH as GRAMMAR_DEPTH
+from fgtune.format.grammar import MAX_DIGITS, GrammarError, tool_grammar
 from fgtune.format.template import render
+from fgtune.format.tokens import CONTROL_TOKEN, CONTROL_TOKENS, ENDINGS, SPELLINGS, STOP_IDS, TOKEN_IDS
+from fgtune.format.values import MAX_DEPTH, MAX_INTEGER
 
 DATA = Path(__file__).parent / "data"
 MALFORMED = json.loads((DATA / "malformed-calls.json").read_text(encoding="utf-8"))
-ENDINGS = ["", "<start_function_response>", "<end_of_turn>", "<end_of_turn>\n", "<eos>"]
+ENDED = ["", *ENDINGS, "<end_of_turn>\n"]
 CLEAN = ["", "Hello.", "call:f{a:1}", "a < b > c {x} [y] <escape", "<b>bold</b>", "It is 15°C 🌍\nin Paris."]
 calls = st.builds(Call, names, arguments)
 
@@ -30,7 +34,7 @@ def kept_turns():
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(calls, min_size=1, max_size=3), st.sampled_from(ENDINGS), st.sampled_from(CLEAN))
+@given(st.lists(calls, min_size=1, max_size=3), st.sampled_from(ENDED), st.sampled_from(CLEAN))
 def test_what_is_written_is_read_back(made, ending, before):
     read = parse_calls(before + "".join(map(format_call, made)) + ending)
     assert read == made
@@ -59,9 +63,7 @@ def test_any_text_is_read_or_refused_with_its_offset(parts):
         found = parse_calls(text)
     except CallSyntaxError as error:
         assert 0 <= error.offset <= len(text)
-        assert classify(text) == "malformed"
     else:
-        assert classify(text) == ("call" if found else "text")
         assert bool(found) == ("<start_function_call>" in text)
 
 
@@ -77,7 +79,6 @@ def test_kept_turns_read_alike_in_javascript(tmp_path):
     for (made, text, _), result in zip(turns, in_node("parse_cases.mjs", texts, tmp_path), strict=True):
         assert [Call(**call) for call in result["calls"]] == made == parse_calls(text)
         assert text.endswith("".join(result["texts"]))
-        assert result["kind"] == classify(text) == "call"
 
 
 @pytest.mark.parametrize("case", MALFORMED, ids=lambda case: case["text"])
@@ -86,23 +87,21 @@ def test_malformed_calls(case):
         parse_calls(case["text"])
     assert caught.value.offset == case["offset"]
     assert str(case["offset"]) in str(caught.value)
-    assert classify(case["text"]) == "malformed"
 
 
 def test_malformed_calls_in_javascript(tmp_path):
     results = in_node("parse_cases.mjs", [case["text"] for case in MALFORMED], tmp_path)
     for case, result in zip(MALFORMED, results, strict=True):
-        assert (result["kind"], result.get("offset")) == ("malformed", case["offset"]), case["text"]
+        assert "calls" not in result and result["offset"] == case["offset"], case["text"]
         with pytest.raises(CallSyntaxError) as caught:
             parse_calls(case["text"])
         assert result["message"] == str(caught.value)
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", ENDED)
 @pytest.mark.parametrize("text", CLEAN)
 def test_clean_answers_have_no_calls(text, ending):
     assert parse_calls(text + ending) == []
-    assert classify(text + ending) == "text"
 
 
 def test_numbers_as_models_write_them():
@@ -122,7 +121,9 @@ def test_depth_is_limited_not_the_stack():
 def test_format_refuses_what_cannot_be_read_back():
     for call in (
         Call("f", {"a": None}),
-        Call("a b"),
+        Call("a  b"),
+        Call(" a"),
+        Call("f", {"a": "x\u2581y"}),
         Call("f", {"a{": 1}),
         Call("f", {"a": "<escape>"}),
         Call("f", [1]),
@@ -211,3 +212,63 @@ def test_a_declared_default_equals_leaving_it_out():
         assert not same_call(Call("f", {"unit": "F"}), Call("f"), given_tool)
     assert not same_call(Call("f", {"unit": "C"}), Call("f"))
     assert same_call(Call("f"), Call("f"), {"name": "f"})
+
+
+def passes(function, value):
+    """Whether the function takes the value."""
+    try:
+        function(value)
+    except (FormatError, CallSyntaxError, GrammarError):
+        return False
+    return True
+
+
+def nested(depth, wrap, inner):
+    for _ in range(depth):
+        inner = wrap(inner)
+    return inner
+
+
+def test_javascript_has_the_same_tokens_patterns_and_limits(tmp_path):
+    """The facts that stand a second time in web/*.js: what JavaScript lets through is what Python lets through."""
+    texts = [*SPELLINGS, "<unused0>", "<unused1234>", "<unused>", "<unused1", "<start_of_image", "<start_of_>",
+             "< pad>", "<PAD>", "escape>", "</escape>", "<start_function>", "<end_image_soft_token>"]  # fmt: skip
+    characters = [chr(code) for code in (*range(0x300), 0x2581, 0x3000, 0xFEFF, 0xFF0C, 0x1F30D)]
+    depths, integers = range(10, 40), [str(sign * (MAX_INTEGER + more)) for sign in (1, -1) for more in (-1, 0, 1, 2)]
+    digits = range(1, 25)
+    found = in_node("limits.mjs", {"texts": texts, "characters": characters, "depths": list(depths),
+                                   "integers": integers, "digits": list(digits)}, tmp_path)  # fmt: skip
+
+    def read(value, name="f"):
+        return parse_calls(f"<start_function_call>call:{name}{{a:{value}}}<end_function_call>")
+
+    def compile_depth(depth):
+        schema = nested(depth, lambda items: {"type": "array", "items": items}, {"type": "string"})
+        return tool_grammar([{"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}])
+
+    lists = [nested(depth - 1, lambda inner: [inner], []) for depth in depths]
+    tokens = [CONTROL_TOKEN.search(text) for text in texts]
+    assert found == {
+        "stops": list(STOP_IDS),
+        "controls": [token and token.group() for token in tokens],
+        "grammarTexts": [token is None for token in tokens],
+        "names": [passes(lambda char: format_call(Call(f"a{char}b")), char) for char in characters],
+        "namesRead": [passes(lambda char: read(1, f"a{char}b"), char) for char in characters],
+        "keys": [passes(lambda char: format_call(Call("f", {f"a{char}b": 1})), char) for char in characters],
+        "depths": [passes(lambda value: format_call(Call("f", {"a": value})), value) for value in lists],
+        "depthsRead": [passes(read, json.dumps(value)) for value in lists],
+        "grammarDepths": [passes(compile_depth, depth) for depth in depths],
+        "integers": [passes(lambda text: format_call(Call("f", {"a": int(text)})), text) for text in integers],
+        "integersRead": [passes(read, text) for text in integers],
+        "grammarDigits": [count <= MAX_DIGITS for count in digits],
+    }
+    assert sum(found["depths"]) == MAX_DEPTH - depths[0]
+    assert sum(found["grammarDepths"]) == GRAMMAR_DEPTH - depths[0]
+
+
+def test_token_ids_follow_from_the_control_tokens():
+    assert {CONTROL_TOKENS[TOKEN_IDS[name]] for name in ("call", "end_call", "response", "escape")} == {
+        "<start_function_call>", "<end_function_call>", "<start_function_response>", "<escape>"}  # fmt: skip
+    assert (TOKEN_IDS["eos"], TOKEN_IDS["end_of_turn"]) == (1, 106) and STOP_IDS == (1, 50, 106)
+    assert all(CONTROL_TOKEN.fullmatch(token) for token in (*SPELLINGS, "<unused0>", "<unused99>"))
+    assert not CONTROL_TOKEN.search("<unused> <b> <start_of_x>")

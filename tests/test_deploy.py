@@ -3,6 +3,9 @@
 import http.client
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +14,26 @@ import pytest
 from fgtune.core.errors import DeployError, ToolMissing
 from fgtune.core.project import project_root
 from fgtune.data.verbatim import is_verbatim
+from fgtune.engines.ort import OrtError
+from fgtune.export.layout import loading, model_file
 from fgtune.format.findings import SchemaError
 from fgtune.format.template import TRIGGER, render
 from fgtune.quantize.recipes import Recipe
 from fgtune.quantize.variants import quantize
 from fgtune.runtimes.node import NodeGenerator
 from fgtune.runtimes.onnxruntime import OrtGenerator
-from fgtune.site import browser, build, prefix
+from fgtune.site import browser, prompt_cache
 from fgtune.site.browser import browser_job, find_chromium, run_browser, try_in_browser
 from fgtune.site.build import build_site
-from fgtune.site.prefix import precompute_prompt_cache, prefix_ids
-from fgtune.site.server import make_server, serving
+from fgtune.site.manifest import file_entry, read_manifest
+from fgtune.site.prompt_cache import precompute_prompt_cache, prefix_ids, question, same_answers, stored_prompt_cache
+from fgtune.site.server import bind, serve, serving
 
 TOOLS = json.loads((project_root() / "examples" / "tools" / "everyday.json").read_text(encoding="utf-8"))[:3]
 QUERIES = ["What is 3 + 4?", "Weather in Paris, please", "find pictures of cats"]
 MAX_TOKENS = 48
 SCENARIOS = ("cold_warm_offline", "one_thread", "service_worker_isolates", "webgpu", "broken_downloads", "other_tools",
-             "hostile_tools", "grammar", "keyboard_and_access", "hundred_questions")  # fmt: skip
+             "other_format", "hostile_tools", "grammar", "keyboard_and_access", "hundred_questions")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,7 @@ def test_the_site_is_whole_and_repeatable(tiny_onnx, site, tmp_path):
     files = {entry["path"]: entry for entry in description["files"]}
     for path, entry in files.items():
         data = (site / path).read_bytes()
-        assert len(data) == entry["bytes"] and build._file_entry(site, path) == entry
+        assert len(data) == entry["bytes"] and file_entry(site, path) == entry
     variant = description["variants"]["fp32"]
     assert set(variant["files"]) | {variant["prefix"]} <= set(files)
     for device in ("wasm", "webgpu"):
@@ -70,7 +76,7 @@ def test_the_site_is_whole_and_repeatable(tiny_onnx, site, tmp_path):
     assert other.hash != report.hash and other.variants["fp32"]["prefix"] is None
 
 
-def test_the_baked_prefix_gives_the_same_tokens(tiny_onnx, site):
+def test_the_shipped_prefix_gives_the_same_tokens(tiny_onnx, site):
     prompts = [render([{"role": "developer", "content": TRIGGER}, {"role": "user", "content": query}],
                              TOOLS, add_generation_prompt=True) for query in QUERIES]  # fmt: skip
     expected = OrtGenerator(tiny_onnx, "fp32", max_tokens=16).generate_ids(prompts)
@@ -80,7 +86,7 @@ def test_the_baked_prefix_gives_the_same_tokens(tiny_onnx, site):
             assert generator.generate_ids([text]) == [ids]
             assert generator.stats[0]["reusedTokens"] == count
         # other tools: only what the two prompts really share may be taken from the prefix
-        other = prefix._question(QUERIES[0], TOOLS[:2], TRIGGER)
+        other = question(QUERIES[0], TOOLS[:2], TRIGGER)
         assert generator.generate_ids([other]) == generator.generate_ids([other], share=False)
         generator.use_prefix(site / "prefix/fp32.safetensors")
         generator.generate_ids([other])
@@ -90,7 +96,7 @@ def test_the_baked_prefix_gives_the_same_tokens(tiny_onnx, site):
 
 
 def test_a_prefix_that_rounding_would_change_stays_exact(tiny_onnx, monkeypatch, tmp_path):
-    monkeypatch.setattr(prefix, "_same_answers", lambda *_: False)
+    monkeypatch.setattr(prompt_cache, "same_answers", lambda *_: False)
     summary = precompute_prompt_cache(tiny_onnx, "fp32", TOOLS, TRIGGER, QUERIES, tmp_path / "p.safetensors", ["x"])
     assert summary["dtype"] == "float32"
     from safetensors.numpy import load_file
@@ -104,13 +110,15 @@ def test_rounding_is_judged_by_the_answers(tiny_onnx):
     generator = OrtGenerator(tiny_onnx, "fp32", max_tokens=8)
     ids = prefix_ids(generator.encode, TOOLS, TRIGGER)
     _, past = generator.model.run(np.array([ids]), generator.model.empty())
-    exact = [value.numpy() for value in past]
-    asked = [prefix._question(query, TOOLS, TRIGGER) for query in QUERIES]
-    assert prefix._same_answers(generator, asked, len(ids), exact)
+    exact = {name: value.numpy() for name, value in zip(generator.model.past_names, past, strict=True)}
+    asked = [question(query, TOOLS, TRIGGER) for query in QUERIES]
+    answers = generator.generate_ids(asked)
+    assert same_answers(generator, asked, answers, ids, exact)
     noise = np.random.default_rng(0)
-    spoiled = [array + noise.standard_normal(array.shape).astype(np.float32) for array in exact]
-    assert not prefix._same_answers(generator, asked, len(ids), spoiled)
-    assert not prefix._same_answers(generator, asked, len(ids), [array * np.inf for array in exact])
+    spoiled = {name: array + noise.standard_normal(array.shape).astype(np.float32) for name, array in exact.items()}
+    assert not same_answers(generator, asked, answers, ids, spoiled)
+    assert not same_answers(generator, asked, answers, ids, {name: array * np.inf for name, array in exact.items()})
+    assert not same_answers(generator, asked, [ids[:3] for ids in answers], ids, exact), "an answer that goes on"
 
 
 def test_refusals_are_one_line(tiny_onnx, tmp_path):
@@ -134,21 +142,61 @@ def test_refusals_are_one_line(tiny_onnx, tmp_path):
 def packed_site(tiny_onnx, tmp_path_factory):
     """A site with a 4-bit variant; its activations stay floats, as they do in WASM."""
     base = tmp_path_factory.mktemp("packed")
-    quantize(tiny_onnx, "q4", base / "model", recipe=Recipe(method="rtn", accuracy=0))
+    quantize(tiny_onnx, "q4", base / "model", recipe=Recipe(method="rtn", accuracy_level=0))
     build_site(base / "model", "q4", TOOLS, base / "site", examples=QUERIES, max_tokens=12)
     return base / "site"
 
 
-def test_the_wide_graph_shares_the_data(packed_site):
-    description = json.loads((packed_site / "site.json").read_text())
+def test_the_dequantized_graph_shares_the_data(packed_site):
+    description = read_manifest(packed_site)
     variant = description["variants"]["q4"]
-    wide = variant["wide"]
-    assert set(variant["files"]) - set(wide["files"]) == {"model/onnx/model_q4.onnx"}
-    assert set(wide["files"]) - set(variant["files"]) == {"model/onnx/model_wide_q4.onnx"}
-    assert wide["load"] == {"model_file_name": "model_wide", "dtype": "q4"}
-    assert wide["session"]["externalData"] == [{"path": "model_q4.onnx_data", "data": "onnx/model_q4.onnx_data"}]
-    assert set(wide["files"]) <= {entry["path"] for entry in description["files"]}
-    assert "model/onnx/model_wide_q4.onnx" not in variant["weights"], "one prefix serves both"
+    dequantized, expected = variant["dequantized"], loading("q4", dequantized=True)
+    assert set(variant["files"]) - set(dequantized["files"]) == {"model/onnx/model_q4.onnx"}
+    assert set(dequantized["files"]) - set(variant["files"]) == {f"model/onnx/{model_file('q4', dequantized=True)}"}
+    assert dequantized["load"] == expected
+    assert dequantized["session"]["externalData"] == [{"path": "model_q4.onnx_data", "data": "onnx/model_q4.onnx_data"}]
+    assert set(dequantized["files"]) <= {entry["path"] for entry in description["files"]}
+    assert not set(variant["weights"]) & set(dequantized["files"]) - {"model/onnx/model_q4.onnx_data"}, "one prefix"
+
+
+def test_python_starts_where_the_page_starts(packed_site):
+    """From the shipped keys and values, which no longer prefix of the prompts displaces."""
+    ids, arrays = stored_prompt_cache(packed_site, "q4")
+    entry = read_manifest(packed_site)["variants"]["q4"]
+    assert len(ids) == entry["prefix_tokens"] > 100
+    assert {str(array.dtype) for array in arrays.values()} == {entry["prefix_dtype"]}
+    prompts = [question(query, TOOLS, TRIGGER) for query in ("Weather in Rome", "Weather in Oslo")]
+    other = [question(query, TOOLS[:2], TRIGGER) for query in QUERIES]
+    moved = {name: array + np.float16(0.5) for name, array in arrays.items()}
+    for dequantized in (False, True):
+        generator = OrtGenerator(packed_site / "model", "q4", max_tokens=8, dequantized=dequantized)
+        own, expected = generator.generate_ids(prompts), generator.generate_ids(other)
+        generator.use_prompt_cache(ids, arrays)
+        with NodeGenerator(packed_site / "model", "q4", max_tokens=8) as node:
+            node.use_prefix(packed_site / entry["prefix"])
+            # one by one: Node would compute what several prompts share
+            answers = [node.generate_ids([prompt])[0] for prompt in prompts]
+            assert {stats["reusedTokens"] for stats in node.stats} == {len(ids)}
+            assert generator.generate_ids(prompts) == answers == own
+        logits = [generator.logits(generator.encode(prompts[0]), len(ids), cached) for cached in (False, True)]
+        np.testing.assert_allclose(*logits, atol=1e-3)
+        generator.use_prompt_cache(ids, moved)
+        assert not np.allclose(generator.logits(generator.encode(prompts[0]), len(ids)), logits[0], atol=1e-2)
+        assert generator.generate_ids(prompts) != own, "they are what it starts from"
+        assert generator.generate_ids(other) == expected, "prompts that begin otherwise do not"
+        assert generator.generate_ids(prompts) != own, "and they stay"
+    with pytest.raises(OrtError, match="does not hold"):
+        generator.use_prompt_cache(ids[:-1], arrays)
+    with pytest.raises(DeployError, match="ships no prompt cache"):
+        stored_prompt_cache(packed_site, "int8")
+
+
+def test_a_site_of_another_format_is_refused_in_one_line(tmp_path):
+    (tmp_path / "site.json").write_text('{"format": 1}')
+    with pytest.raises(DeployError, match="has format 1, not 2: build the site again"):
+        read_manifest(tmp_path)
+    with pytest.raises(DeployError, match="build a site there first"):
+        read_manifest(tmp_path / "none")
 
 
 @pytest.mark.browser
@@ -156,7 +204,7 @@ def test_both_graphs_give_the_same_tokens_in_chromium(packed_site):
     answers = {}
     for memory in ("auto", "small"):
         rows = try_in_browser(packed_site, QUERIES, memory=memory, timeout=90)
-        assert rows[0]["page"]["wide"] == (memory == "auto") and rows[0]["page"]["complaints"] == []
+        assert rows[0]["page"]["dequantized"] == (memory == "auto") and rows[0]["page"]["complaints"] == []
         assert ("stay packed" in rows[0]["page"]["why"]) == (memory == "small")
         answers[memory] = [row["ids"] for row in rows]
     assert answers["auto"] == answers["small"]
@@ -214,15 +262,36 @@ def test_nothing_outside_the_folder(served, path):
 
 def test_only_this_machine(served):
     assert get(served, "/", Host="evil.example")[0] == 403
-    server = make_server(Path(__file__).parent.parent / "web")
-    try:
-        assert server.server_address[0] == "127.0.0.1"
+    with bind() as taken:
+        host, port = taken.getsockname()
+        assert host == "127.0.0.1"
         with pytest.raises(DeployError, match="cannot be used"):
-            make_server(Path(__file__).parent.parent / "web", server.server_port)
-    finally:
-        server.server_close()
-    with pytest.raises(DeployError, match=r"holds no index\.html"):
-        make_server(Path(__file__).parent / "data")
+            serve(project_root() / "web", port)
+    with pytest.raises(DeployError, match=r"holds no index\.html"), serving(Path(__file__).parent / "data"):
+        pass
+
+
+def test_a_preview_ends_with_ctrl_c():
+    code = "from fgtune.site.server import serve; serve('web', 0)"
+    preview = subprocess.Popen([sys.executable, "-c", code], cwd=project_root(), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    url = preview.stdout.readline().split()[0]
+    assert get(url, "/")[0] == 200
+    preview.send_signal(signal.SIGINT)
+    out, errors = preview.communicate(timeout=20)
+    assert (preview.returncode, out) == (0, "\n") and errors == '127.0.0.1 "GET /" 200\n'
+
+
+def test_what_was_built_again_arrives(tmp_path):
+    page = tmp_path / "index.html"
+    page.write_text("one")
+    with serving(tmp_path) as url:
+        status, headers, body = get(url, "/")
+        assert (status, body) == (200, b"one") and "Etag" not in headers
+        stamp = page.stat().st_mtime
+        page.write_text("two")
+        os.utime(page, (stamp, stamp))
+        assert get(url, "/", **{"If-Modified-Since": headers["Last-Modified"]})[2] == b"two"
 
 
 def test_without_isolation_the_two_headers_are_left_out(site):
@@ -279,15 +348,17 @@ def test_every_device_gives_the_tokens_of_node(scenarios, site):
 
 
 @pytest.mark.browser
-def test_a_constrained_site_holds_answers_without_being_asked(tiny_onnx, tmp_path):
-    """Calls of a random model fit the tools, and what is copied is a word of the question."""
-    out, copied = tmp_path / "site", ["get_weather.city", "web_search.query"]
-    build_site(tiny_onnx, "fp32", TOOLS, out, max_tokens=120, prefix=False, constrained=True, copied=copied)
+def test_a_constrained_site_constrains_answers_without_being_asked(tiny_onnx, tmp_path):
+    """Calls of a random model fit the tools, and verbatim arguments are words of the question."""
+    out, verbatim = tmp_path / "site", ["get_weather.city", "web_search.query"]
+    build_site(tiny_onnx, "fp32", TOOLS, out, max_tokens=120, prefix=False, constrained=True, verbatim=verbatim)
     rows = try_in_browser(out, ["Look up Łódź, please"], timeout=90)
     rows += try_in_browser(out, ["Look up Łódź, please"], constrained="call", timeout=90)
     assert all(row["grammar_ms"] is not None for row in rows) and rows[1]["error"] is None
-    said = [value for call in rows[1]["calls"] for key, value in call["arguments"].items() if key in ("city", "query")]
-    assert said and all(is_verbatim(value, "Look up Łódź, please") for value in said)
+    values = [
+        value for call in rows[1]["calls"] for key, value in call["arguments"].items() if key in ("city", "query")
+    ]
+    assert values and all(is_verbatim(value, "Look up Łódź, please") for value in values)
 
 
 @pytest.mark.browser

@@ -17,7 +17,7 @@ from fgtune.export.layout import model_file, write_transformers_js_config
 from fgtune.export.onnx import export_onnx
 from fgtune.models.base import resolve_base
 from fgtune.models.config_files import write_config
-from fgtune.models.gemma3 import embedding_scale, layer_kinds, rope_settings
+from fgtune.models.gemma3 import Gemma3Config, Rope, embedding_scale
 
 WINDOW = 16
 SIZES = {
@@ -149,20 +149,20 @@ def test_num_logits_to_keep_cuts_from_the_end(exported):
         np.testing.assert_allclose(some[0], every[0, -keep:], atol=1e-4)
 
 
-@pytest.mark.parametrize("room", [0, 2, 8])  # none; used up on the way, and then the past grows; enough
-def test_rows_of_different_length_decode_as_they_do_alone(exported, room):
+@pytest.mark.parametrize("capacity", [0, 2, 8])  # none; used up on the way, and then the past grows; enough
+def test_rows_of_different_length_decode_as_they_do_alone(exported, capacity):
     model = OrtModel(exported[0] / "onnx" / "model.onnx")
     rows = [random_ids(n, seed=n) for n in (9, 40, 23)]
     pasts = [model.run(np.array([row]), model.empty())[1] for row in rows]
     lengths = list(map(len, rows))
-    state = model.stack(model.empty(), 3, max(lengths) + room)
+    state = model.stack(model.empty(), 3, max(lengths) + capacity)
     for k, row in enumerate(rows):
         model.run(np.array([row]), model.part(state, slice(k, k + 1)), [0])
     for step in range(4):
         tokens = [300 + step, 400 + step, 500 + step]
         before = state
         together, state = model.run(np.array(tokens)[:, None], state, lengths)
-        assert (state is before) == (step < room), "a past with room is written in place"
+        assert (state is before) == (step < capacity), "a past with capacity is written in place"
         lengths = [length + 1 for length in lengths]
         for k, token in enumerate(tokens):
             alone, pasts[k] = model.run(np.array([[token]]), pasts[k])
@@ -271,14 +271,31 @@ def test_optimum_is_run_offline_and_its_failure_is_one_line(fused, tmp_path, mon
 
 
 def test_layers_and_rope_of_either_config_generation():
-    assert layer_kinds({"num_hidden_layers": 7, "sliding_window_pattern": 3}) == [True, True, False] * 2 + [True]
-    assert layer_kinds({"layer_types": ["full_attention", "sliding_attention"]}) == [False, True]
-    old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8}}
-    new = {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8, "rope_theta": 1e6},
+    sizes = {**SIZES, "rms_norm_eps": 1e-6}
+    linear = {"rope_type": "linear", "factor": 8}
+    old = {**sizes, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": linear,
+           "sliding_window_pattern": 3}  # fmt: skip
+    new = {**sizes, "layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2 + ["sliding_attention"],
+           "rope_parameters": {"full_attention": {**linear, "rope_theta": 1e6},
                                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}  # fmt: skip
-    assert rope_settings(old) == rope_settings(new) == {"global": (1e6, 8.0), "local": (1e4, 1.0)}
-    with pytest.raises(ExportError, match="yarn"):
-        rope_settings({**old, "rope_scaling": {"rope_type": "yarn"}})
+    config = Gemma3Config.from_dict(old)
+    assert config == Gemma3Config.from_dict(new)
+    assert config.kinds == ("local", "local", "global") * 2 + ("local",) and config.layers == 7
+    assert [config.window(i) for i in range(3)] == [WINDOW, WINDOW, None]
+    assert config.rope == {"global": Rope(1e6, "linear", 8.0), "local": Rope(1e4)}
+    np.testing.assert_allclose(config.rope["global"].frequencies(4), [[1 / 8, 1e-3 / 8]], rtol=1e-6)
+    assert config.attention_scale == 32**-0.5
+    assert Gemma3Config.from_dict({**old, "query_pre_attn_scalar": 64}).attention_scale == 1 / 8
+    yarn = Gemma3Config.from_dict({**old, "rope_scaling": {"rope_type": "yarn"}})  # MLX may run it
+    with pytest.raises(ExportError, match="rope scaling 'yarn' is not exported"):
+        yarn.rope["global"].frequencies(32)
+
+
+def test_the_config_of_the_model_and_of_the_file_agree(fused):
+    from fgtune.models.adapters import load_model
+
+    config = json.loads((fused / "config.json").read_text())
+    assert Gemma3Config.from_args(load_model(fused)[0].args) == Gemma3Config.from_dict(config)
 
 
 def test_announce_names_what_is_there(exported, tmp_path):
@@ -300,6 +317,12 @@ def test_announce_names_what_is_there(exported, tmp_path):
         (lambda d: _edit(d, model_type="llama"), "'llama' model"),
         (lambda d: _edit(d, tie_word_embeddings=False), "head of its own"),
         (lambda d: _edit(d, final_logit_softcapping=30.0), "final_logit_softcapping"),
+        (
+            lambda d: _edit(
+                d, rope_parameters=None, rope_theta=1e6, rope_local_base_freq=1e4, rope_scaling={"rope_type": "yarn"}
+            ),
+            "rope scaling 'yarn' is not exported",
+        ),
         (lambda d: _edit(d, num_hidden_layers=8, layer_types=["sliding_attention"] * 8), r"no tensor 'model.layers.7"),
         (lambda d: (d / "model.safetensors").unlink(), "no .safetensors"),
         (lambda d: (d / "tokenizer.json").unlink(), "has no tokenizer.json"),

@@ -9,9 +9,8 @@ import pytest
 from fgtune.core.project import project_root
 from fgtune.data.verbatim import verbatim_arguments
 from fgtune.evaluation.coverage import refused_calls
-from fgtune.format import grammar as grammar_module
 from fgtune.format.calls import Call, format_call, parse_calls
-from fgtune.format.grammar import GrammarError, tool_grammar
+from fgtune.format.grammar import GrammarError, tool_grammar, user_spans
 from fgtune.format.template import TRIGGER, render
 from fgtune.format.tokens import TOKEN_IDS
 from fgtune.models.base import resolve_base
@@ -192,7 +191,7 @@ def example(query, **arguments):
     return found
 
 
-def test_what_every_example_copies_is_found():
+def test_verbatim_arguments_of_all_examples_are_found():
     """Whole words of the request, each time: not a part of a word, not another case, not an enumerated value."""
     place = {"lat": 1, "lon": 2}
     cities = ["Rome", "Zürich", "St. John's", "New York", "Rio", "Oslo", "Łódź", "Bern", "Kyiv", "Cork"]
@@ -226,20 +225,20 @@ def test_answers_that_hold_other_words_are_refused(folder, tokenizer):
     assert refused_calls(Grammar(folder), [good, other], Tokens()) == []
 
 
-def test_what_was_said_is_everything_after_the_developer():
+def test_user_spans_are_everything_after_the_developer():
     messages = [
         {"role": "developer", "content": TRIGGER},
         {"role": "user", "content": "Weather in\nBérn?"},
         {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "ping", "arguments": {}}}]},
         {"role": "tool", "content": [{"name": "ping", "response": {"value": "user\nSunny"}}]},
     ]
-    assert grammar_module.said(render(messages[:2], TOOLS, True)) == ["Weather in\nBérn?"]
-    heard = grammar_module.said(render(messages, TOOLS, True))
-    assert heard[0] == "Weather in\nBérn?" and "user\nSunny" in heard
-    assert not any("Paris" in text or "weather.now" in text for text in heard)
+    assert user_spans(render(messages[:2], TOOLS, True)) == ["Weather in\nBérn?"]
+    spans = user_spans(render(messages, TOOLS, True))
+    assert spans[0] == "Weather in\nBérn?" and "user\nSunny" in spans
+    assert not any("Paris" in text or "weather.now" in text for text in spans)
 
 
-COPYING = [
+NOTE_TOOLS = [
     {
         "name": "note",
         "parameters": {
@@ -255,7 +254,7 @@ COPYING = [
 
 
 @pytest.mark.parametrize(
-    "said, arguments, allowed",
+    "request_text, arguments, allowed",
     [
         ("Buy crème, then go", "text:<escape>crème<escape>", True),
         ("Buy crème, then go", "text:<escape>Buy crème, then<escape>", True),
@@ -273,10 +272,10 @@ COPYING = [
         ('Say "{a\\b}" & 50% of\n日本', 'text:<escape>"{a\\b}" & 50% of\n日本<escape>', True),
     ],
 )
-def test_a_copied_argument_holds_words_of_the_request(folder, tokenizer, said, arguments, allowed):
+def test_a_verbatim_argument_holds_words_of_the_request(folder, tokenizer, request_text, arguments, allowed):
     rules = Grammar(folder, ["note.text", "note.tags"])
-    messages = [{"role": "developer", "content": TRIGGER}, {"role": "user", "content": said}]
-    constraint = rules.constraint(COPYING, render(messages, COPYING, True))
+    messages = [{"role": "developer", "content": TRIGGER}, {"role": "user", "content": request_text}]
+    constraint = rules.constraint(NOTE_TOOLS, render(messages, NOTE_TOOLS, True))
     text = f"<start_function_call>call:note{{{arguments}}}<end_function_call><start_function_response>"
     assert fits(constraint, ids_of(tokenizer, text)) is allowed
 
@@ -293,8 +292,6 @@ def prompts_of(queries):
 
 def test_the_untuned_model_makes_no_malformed_call(tiny_onnx):
     """Every call is whole and its city a word of the question, in a batch as alone."""
-    pass
-
     generator = OrtGenerator(tiny_onnx, "fp32", max_tokens=400)
     prompts = prompts_of(QUERIES)
     plain = generator.generate(prompts)
@@ -314,17 +311,16 @@ def test_the_untuned_model_makes_no_malformed_call(tiny_onnx):
 
 
 def test_mlx_and_onnxruntime_choose_the_same_tokens(tiny_onnx, folder):
-    pass
     from fgtune.models.adapters import load_model
     from fgtune.runtimes.mlx import MlxGenerator
 
     prompts, rules = prompts_of(QUERIES), Grammar(folder, ["weather.now.city"])
-    held = lambda: [rules.constraint(TOOLS, each, text=False) for each in prompts]
-    expected = OrtGenerator(tiny_onnx, "fp32", max_tokens=48).generate_ids(prompts, held())
+    constraints = lambda: [rules.constraint(TOOLS, each, text=False) for each in prompts]
+    expected = OrtGenerator(tiny_onnx, "fp32", max_tokens=48).generate_ids(prompts, constraints())
     generator = MlxGenerator(*load_model(folder), max_tokens=48)
-    assert generator.generate_ids(prompts, held()) == expected
+    assert generator.generate_ids(prompts, constraints()) == expected
     generator.exact_argmax = None  # the other way, for models that torch's kernels do not know
-    assert generator.generate_ids(prompts, held()) == expected
+    assert generator.generate_ids(prompts, constraints()) == expected
 
 
 def test_refusals_are_one_line():

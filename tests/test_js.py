@@ -1,11 +1,16 @@
-"""The JavaScript unit tests, run by Node's own test runner."""
+"""The JavaScript unit tests, run by Node's own test runner, and the facts that both languages write down."""
 
+import json
 import subprocess
 
 import pytest
 
 from fgtune.core.project import project_root
+from fgtune.export.layout import LOADING
+from fgtune.format.template import TRIGGER
+from fgtune.format.tokens import CONTROL_TOKEN, STOP_IDS
 from fgtune.runtimes.node import find_node
+from fgtune.site.manifest import PART, SITE_FORMAT, devices
 
 SUITES = sorted((project_root() / "tests" / "js").glob("*.test.mjs"))
 
@@ -19,3 +24,22 @@ def test_suite(suite):
 
 def test_there_are_suites():
     assert SUITES
+
+
+def test_constants_are_those_of_python():
+    """Numbers, control tokens and variants stand once in each language."""
+    code = """
+        const [calls, device, engine, store] = await Promise.all(
+          ['calls', 'device', 'engine', 'store'].map((name) => import(`./web/${name}.js`)));
+        console.log(JSON.stringify({ part: store.PART, format: store.SITE_FORMAT, stops: engine.STOP_IDS,
+          trigger: engine.TRIGGER, control: calls.CONTROL_TOKEN.source, webgpu: device.GPU_ORDER, wasm: device.CPU_ORDER }));
+    """
+    answer = subprocess.run(
+        [find_node(), "--input-type=module", "-e", code], cwd=project_root(), capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    for device in ("webgpu", "wasm"):  # the page prefers each variant that is deployed for the device
+        assert sorted(found.pop(device)) == sorted(name for name in LOADING if device in devices(name)), device
+    assert found == {"part": PART, "format": SITE_FORMAT, "stops": list(STOP_IDS), "trigger": TRIGGER,
+                     "control": CONTROL_TOKEN.pattern}  # fmt: skip

@@ -68,7 +68,8 @@ REFUSED = [
     ("type-union", tool({"type": ["string", "integer"]}), "p"),
     ("type-union", tool({"type": []}), "p"),
     ("any-of", tool({"anyOf": [{"type": "string"}, {"type": "integer"}]}), "p"),
-    ("any-of", tool({"type": "string", "allOf": [{}, {}]}), "p"),
+    ("any-of", tool({"allOf": [{"type": "string"}, {"type": "integer"}]}), "p"),
+    ("any-of", tool({"anyOf": [{"type": "object", "properties": {}}, {"type": "string"}, {"type": "null"}]}), "p"),
     ("keyword", tool({"type": "object", "patternProperties": {"x": {}}}), "p"),
     ("reference", tool({"$ref": "#/$defs/Missing"}), "p"),
     ("reference", tool({"$ref": "https://example.com/schema"}), "p"),
@@ -90,7 +91,8 @@ REFUSED = [
     ("parameters-type", {"name": "f", "description": "d", "parameters": {"type": "string"}}, "parameters"),
     ("key", tool({"type": "string"}, "a:b"), ""),
     ("key", tool({"type": "string"}, ""), ""),
-    ("tool-name", {"name": "get weather", "description": "d"}, ""),
+    ("tool-name", {"name": "get  weather", "description": "d"}, ""),
+    ("tool-name", {"name": "get_weather ", "description": "d"}, ""),
     ("tool-name", {"description": "d"}, ""),
     ("tool-form", "get_weather", ""),
     ("tool-form", {"function": "x"}, ""),
@@ -100,6 +102,10 @@ REFUSED = [
     ("control-token", tool({"type": "string", "enum": ["<pad>"]}), "p[0]"),
     ("control-token", tool({"type": "array", "items": {"type": "string", "pattern": "<eos>"}}), "p[].pattern"),
     ("control-token", tool({"type": "string", "pattern": "<eos>"}), "p"),
+    ("metaspace", {"name": "f", "description": "a\u2581b"}, ""),
+    ("metaspace", {"name": "a\u2581b", "description": "d"}, ""),
+    ("metaspace", tool({"type": "string", "enum": ["a\u2581"]}), "p[0]"),
+    ("tool-form", {"name": "f", "parameters": {"type": "object", "properties": {}}, "x": float("nan")}, ""),
     ("half-character", tool({"type": "string", "description": "\ud800"}), "p"),
     ("number-too-large", tool({"type": "array", "items": {"type": "integer", "maximum": 2**63}}), "p[].maximum"),
 ]  # fmt: skip
@@ -136,7 +142,7 @@ def test_duplicate_tool_names_are_refused():
         ("type-missing", {"const": "a"}, {"type": "string", "const": "a", "enum": ["a"]}),
         ("type-missing", {"properties": {}}, {"type": "object", "properties": {}}),
         ("type-missing", {"items": {"type": "string"}}, {"type": "array", "items": {"type": "string"}}),
-        ("type-name", {"type": "dict"}, {"type": "object"}),
+        ("type-name", {"type": "dict", "properties": {}}, {"type": "object", "properties": {}}),
         ("type-name", {"type": "float"}, {"type": "number"}),
         ("enum-null", {"type": "string", "enum": ["a", None]}, {"type": "string", "enum": ["a"]}),
     ],
@@ -147,8 +153,8 @@ def test_repairs_of_the_structure(code, schema, normalized):
     [fixed], findings = repair_tools([bad], "tools.json")
     assert codes(findings) == {code}
     assert {finding.level for finding in findings} == {"repair"}
-    assert fixed["function"]["parameters"]["properties"]["p"] == {**normalized, "description": "d"}
-    assert "$defs" not in fixed["function"]["parameters"]
+    assert fixed["parameters"]["properties"]["p"] == {**normalized, "description": "d"}
+    assert "$defs" not in fixed["parameters"]
     assert lint_tools([fixed]) == []
     assert render([{"role": "user", "content": "hi"}], [bad]) == render([{"role": "user", "content": "hi"}], [fixed])
 
@@ -157,7 +163,7 @@ def test_repairs_of_the_structure(code, schema, normalized):
                                     {"type": "string", "nullable": True}])  # fmt: skip
 def test_a_parameter_that_may_be_null_is_optional(schema):
     [fixed], findings = repair_tools([tool(schema, required=["p"])])
-    assert fixed["function"]["parameters"]["required"] == []
+    assert fixed["parameters"]["required"] == []
     assert "nullable" in codes(findings, "repair")
     assert "required" not in render([{"role": "user", "content": "hi"}], [tool(schema, required=["p"])])
 
@@ -190,7 +196,7 @@ def test_what_has_no_place_goes_into_the_description(schema, sentence):
     assert codes(findings, "repair") == ({"enum-not-string"} if sentence.startswith("One") else {"not-declared"})
     assert all(part in " ".join(map(str, findings)) for part in ("tools.json", "f", "p", sentence.split(". ")[0]))
     [fixed], _ = repair_tools([bad])
-    normalized = fixed["function"]["parameters"]["properties"]["p"]
+    normalized = fixed["parameters"]["properties"]["p"]
     assert normalized["description"] == f"d {sentence}"
     assert schema.items() <= normalized.items()  # arguments are still checked against it
     assert lint_tools([fixed]) == [] and repair_tools([fixed])[0] == [fixed]
@@ -240,7 +246,7 @@ def test_lint_leaves_its_input_alone():
     tools = [tool({"type": ["integer", "null"], "minimum": 0}, required=["p"])]
     before = json.dumps(tools)
     first = repair_tools(tools)[0]
-    first[0]["function"]["parameters"]["properties"]["p"]["type"] = "broken"
+    first[0]["parameters"]["properties"]["p"]["type"] = "broken"
     assert json.dumps(tools) == before
     assert repair_tools(tools)[0] != first
 
@@ -265,6 +271,7 @@ def test_lint_leaves_its_input_alone():
         ("not-finite", ("get_weather", {"city": "Bonn", "spot": {"x": float("nan")}}), ".arguments.spot.x"),
         ("number-too-large", ("get_weather", {"city": "Bonn", "days": 10**20}), ".arguments.days"),
         ("control-token", ("get_weather", {"city": "<start_of_turn>"}), ".arguments.city"),
+        ("metaspace", ("get_weather", {"city": "Bad\u2581Orb"}), ".arguments.city"),
         ("arguments", ("get_weather", "{city}"), ""),
         ("arguments", ("get_weather", ["Bonn"]), ""),
     ],

@@ -41,15 +41,15 @@ def by_hand(folder, prompt: str, count: int) -> list[int]:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_batches_and_the_shared_prefix_change_nothing(folder, batch_size, monkeypatch):
-    """Nor does what the memory holds in which the past has room."""
-    make_room = OrtModel._room
+    """Nor does what the memory holds that the past has as spare capacity."""
+    allocate = OrtModel._allocate
 
     def poisoned(shape, kind):
-        value = make_room(shape, kind)
+        value = allocate(shape, kind)
         value.numpy()[:] = np.nan
         return value
 
-    monkeypatch.setattr(OrtModel, "_room", staticmethod(poisoned))
+    monkeypatch.setattr(OrtModel, "_allocate", staticmethod(poisoned))
     expected = [by_hand(folder, prompt, 10) for prompt in PROMPTS]
     assert len({tuple(ids) for ids in expected}) == len(PROMPTS)  # the answers differ, so a mix-up would show
     generator = OrtGenerator(folder, max_tokens=10, batch_size=batch_size)
@@ -128,14 +128,14 @@ def test_steps_into_one_past_leave_earlier_logits_alone(folder, tmp_path, varian
             variant,
             tmp_path,
             recipe=Recipe(method="rtn", embed_bits=4, mixed_precision_rows=True),
-            words=[105, 107],
+            token_ids=[105, 107],
         )
         folder = tmp_path
     model, rng = OrtGenerator(folder, variant).model, np.random.default_rng(3)
     steps = [rng.integers(110, 2048, (1, count)) for count in (1, 1, 3, 2, 1)]
     start = np.array([[2, 105, 364, 107]])
     _, plain = model.run(start, model.empty())
-    roomy, lengths, found, expected = model.stack(plain, 1, room=8), [4], [], []
+    roomy, lengths, found, expected = model.stack(plain, 1, capacity=8), [4], [], []
     for ids in steps:
         logits, state = model.run(ids, roomy, lengths, keep=0)
         assert state is roomy

@@ -15,7 +15,7 @@ from fgtune.format.findings import FormatError, SchemaError
 from fgtune.format.messages import normalize_messages
 from fgtune.format.template import TEMPLATE_FILE, TRIGGER, render
 from fgtune.format.tokens import STOP_IDS
-from fgtune.format.tools import normalize_tools
+from fgtune.format.tools import for_template, normalize_tools
 from fgtune.format.values import MAX_DEPTH
 
 HERE = Path(__file__).parent
@@ -95,7 +95,7 @@ def test_kept_cases_in_transformers():
     for case in CASES:
         text = tokenizer.apply_chat_template(
             normalize_messages(case["messages"]),
-            tools=normalize_tools(case["tools"]),
+            tools=for_template(normalize_tools(case["tools"])),
             add_generation_prompt=case["add_generation_prompt"],
             tokenize=False,
         )
@@ -168,6 +168,8 @@ def test_forms_of_tools_that_mean_the_same():
     texts = {render([USER], [tool]) for tool in (TOOL, wrapped, upper, untyped, nullable)}
     assert len(texts) == 1
     assert render([USER], []) == render([USER], None) == render([USER])
+    assert normalize_tools([wrapped]) == normalize_tools([TOOL]) == [TOOL]  # inside the engine tools are plain
+    assert for_template(normalize_tools([wrapped])) == [wrapped]
 
 
 def test_numbers_in_a_declaration_print_alike():
@@ -284,7 +286,7 @@ def test_control_tokens_are_refused_everywhere(text, place):
         ([{**call_message({}), "role": "user"}], False, "cannot make calls"),
         ([USER, call_message("{a: 1}")], False, "no JSON"),
         ([USER, call_message("[1]")], False, "object"),
-        ([USER, call_message({}, name="a b")], False, "name"),
+        ([USER, call_message({}, name="a  b")], False, "name"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], False, "Only text"),
     ],
 )

@@ -10,22 +10,23 @@ import pytest
 from test_export import WINDOW, make_model, random_ids
 
 from fgtune.engines.ort import OrtModel
-from fgtune.evaluation.divergence import MlxLogits, compare, log_softmax
+from fgtune.evaluation.divergence import MlxLogits, divergence, log_softmax
 from fgtune.export.decoder import write_decoder
 from fgtune.export.graph import Graph
 from fgtune.export.layout import model_file, read_config
 from fgtune.export.onnx import export_onnx
-from fgtune.export.weights import EMBEDDING, OnnxWeights
+from fgtune.export.weights import OnnxWeights
 from fgtune.export.writers import Float32Writer
+from fgtune.models.gemma3 import EMBEDDING
 from fgtune.quantize import calibration
 from fgtune.quantize.blocks import block_size, dequantize, grid, pack, pack_zeros, round_nearest
 from fgtune.quantize.calibration import calibrate, collect_activation_statistics, packed_rows
 from fgtune.quantize.gptq import damped_inverse, round_decoder, round_gptq, upper_factor
 from fgtune.quantize.half import measure_peaks, residual_scale
-from fgtune.quantize.recipes import MORE, RECIPES, QuantizeError, Recipe
+from fgtune.quantize.recipes import RECIPES, SENSITIVE_MATRICES, QuantizeError, Recipe
 from fgtune.quantize.smoothquant import SmoothQuant
 from fgtune.quantize.variants import quantize
-from fgtune.quantize.writer import Packed
+from fgtune.quantize.writer import QuantizedWriter
 from fgtune.runtimes.onnxruntime import OrtGenerator
 
 ROWS = [[*random_ids(30, seed=9), *random_ids(12, seed=i)[1:]] for i in range(12)]
@@ -42,14 +43,14 @@ def folder(tmp_path_factory):
     return base, reports
 
 
-@pytest.mark.parametrize("bits, words", [(4, []), (4, [0, 3, 7, 19, 48]), (8, [])])
+@pytest.mark.parametrize("bits, token_ids", [(4, []), (4, [0, 3, 7, 19, 48]), (8, [])])
 @pytest.mark.parametrize("half", [False, True])
-def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, words, half):
+def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, token_ids, half):
     """Three blocks a row, an odd number, so that packed zero points have a padding half byte."""
     weight = np.random.default_rng(0).normal(0.3, 1, (50, 96)).astype(np.float32)
-    recipe = Recipe(bits=bits, block=32, method="rtn", embed_bits=bits, embed_block=32, half=half, accuracy=0,
-                    mixed_precision_rows=bool(words))  # fmt: skip
-    style = Packed(recipe, {}, words=words)
+    recipe = Recipe(bits=bits, block=32, method="rtn", embed_bits=bits, embed_block=32, half=half, accuracy_level=0,
+                    mixed_precision_rows=bool(token_ids))  # fmt: skip
+    style = QuantizedWriter(recipe, {}, token_ids=token_ids)
     graph = Graph(tmp_path / "m.onnx")
     info, kind = onnx.helper.make_tensor_value_info, onnx.helper.np_dtype_to_tensor_dtype(style.dtype)
     graph.inputs += [info("ids", 7, ["b", "s"]), info("x", kind, ["b", "s", 96])]
@@ -59,21 +60,21 @@ def test_onnxruntime_unpacks_what_was_packed(tmp_path, bits, words, half):
     graph.node("Identity", [product], "product")
     graph.outputs += [info(name, kind, None) for name in ("rows", "logits", "product")]
     graph.save({})
-    codes, scales, zeros = round_nearest(weight, bits, 32)
-    expected = dequantize((codes, scales, zeros))
-    inside = (codes > 0) & (codes < (1 << bits) - 1)  # a 4-bit grid may cut off what lies far out
+    matrix = round_nearest(weight, bits, 32)
+    expected = dequantize(matrix)
+    inside = (matrix.qweight > 0) & (matrix.qweight < (1 << bits) - 1)  # a 4-bit grid may cut off what lies far out
     assert inside.mean() > 0.85
-    assert (np.abs(expected - weight) <= np.repeat(scales, 32, axis=1) / 2 * 1.001)[inside].all()
+    assert (np.abs(expected - weight) <= np.repeat(matrix.scales, 32, axis=1) / 2 * 1.001)[inside].all()
     x = np.random.default_rng(1).normal(0, 1, (1, 4, 96)).astype(style.dtype)
     ids = np.array([[0, 49, 7, 7, 19, 20]])
     table = expected.copy()
-    if words:
-        table[words] = dequantize(round_nearest(weight[words], 8, 32))
+    if token_ids:
+        table[token_ids] = dequantize(round_nearest(weight[token_ids], 8, 32))
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     rows, logits, product = session.run(None, {"ids": ids, "x": x})
     np.testing.assert_allclose(rows[0], table[ids[0]], atol=2e-3 if half else 1e-6)
     np.testing.assert_allclose(logits[0], x[0].astype(np.float32) @ table.T, atol=6e-2 if half else 1e-4)
-    others = np.setdiff1d(np.arange(50), words)
+    others = np.setdiff1d(np.arange(50), token_ids)
     np.testing.assert_array_equal(product[..., others], logits[..., others])
 
 
@@ -83,11 +84,11 @@ def test_neighbours_of_the_same_bits_are_one_product(tmp_path):
     weights = {name: rng.normal(0.3, 1, (rows, 96)).astype(np.float32) for name, rows in
                (("q_proj", 64), ("k_proj", 32), ("v_proj", 16), ("gate_proj", 32))}  # fmt: skip
     rounded = {"k_proj": round_nearest(weights["k_proj"] / 2, 8, 32)}
-    recipe = Recipe(more={"k_proj": 8, "v_proj": 8}, method="rtn")
+    recipe = Recipe(bits_overrides={"k_proj": 8, "v_proj": 8}, method="rtn")
     info, x = onnx.helper.make_tensor_value_info, rng.normal(0, 1, (1, 3, 96)).astype(np.float32)
     found, nodes = {}, {}
     for how, groups in (("together", [list(weights)]), ("alone", [[name] for name in weights])):
-        style, graph = Packed(recipe, rounded), Graph(tmp_path / f"{how}.onnx")
+        style, graph = QuantizedWriter(recipe, rounded), Graph(tmp_path / f"{how}.onnx")
         graph.inputs.append(info("x", 1, ["b", "s", 96]))
         names = [name for group in groups for name in style.matmul(graph, "x", group, weights.__getitem__)]
         assert names == list(weights)
@@ -102,10 +103,10 @@ def test_neighbours_of_the_same_bits_are_one_product(tmp_path):
         np.testing.assert_array_equal(ours, alone)
 
 
-def test_packing_puts_the_first_code_low():
-    codes = np.arange(32, dtype=np.uint8)[None] % 16
-    assert pack(codes, 4, 32).shape == (1, 1, 16)
-    assert pack(codes, 4, 32)[0, 0, :2].tolist() == [0x10, 0x32]
+def test_packing_puts_the_first_integer_low():
+    qweight = np.arange(32, dtype=np.uint8)[None] % 16
+    assert pack(qweight, 4, 32).shape == (1, 1, 16)
+    assert pack(qweight, 4, 32)[0, 0, :2].tolist() == [0x10, 0x32]
     assert pack_zeros(np.array([[1, 2, 3]], np.uint8), 4).tolist() == [[0x21, 0x03]]
     assert block_size(128, 96) == 32
     with pytest.raises(QuantizeError, match="width 24"):
@@ -136,11 +137,11 @@ def test_a_4_bit_embedding_is_rounded_by_what_the_output_layer_sees(folder):
     config, recipe = read_config(source), RECIPES["q4"]
     squares, outer = collect_activation_statistics(source, config, rows)
     assert len(squares) == 4 * config["num_hidden_layers"]
-    model = OrtModel(source / "onnx" / "model.onnx", taps=["model.norm", "model.layers.2.mlp.product"])
+    model = OrtModel(source / "onnx" / "model.onnx", collect=["model.norm", "model.layers.2.mlp.product"])
     tapped = []
     for row in ROWS:
         model.run(np.array([row]), model.empty())
-        tapped.append([value[0, 30:] for value in model.tapped.values()])
+        tapped.append([value[0, 30:] for value in model.collected.values()])
     states, products = (np.concatenate(values) for values in zip(*tapped, strict=True))
     np.testing.assert_allclose(outer, states.T @ states, rtol=1e-3, atol=1e-2)
     np.testing.assert_allclose(squares["model.layers.2.mlp.product"], np.square(products).mean(0), rtol=1e-2)
@@ -153,7 +154,7 @@ def test_a_4_bit_embedding_is_rounded_by_what_the_output_layer_sees(folder):
 
 
 def test_the_layers_are_rounded_behind_the_embedding_as_it_is_stored(folder, monkeypatch):
-    """Of words with 8 bits and of those with 4, each row from where it is."""
+    """Of rows with 8 bits and of those with 4, each from where it is."""
     base, _ = folder
     source, seen = base / "onnx", []
 
@@ -163,11 +164,11 @@ def test_the_layers_are_rounded_behind_the_embedding_as_it_is_stored(folder, mon
 
     monkeypatch.setattr(calibration, "round_decoder", instead)
     weights, rows = OnnxWeights(source / "onnx" / "model.onnx"), packed_rows(ROWS)
-    words = np.unique(rows.ids)[::2]
-    found = calibrate(source, read_config(source), weights, RECIPES["q4"], ROWS, words)[1]
+    precise = np.unique(rows.ids)[::2]
+    found = calibrate(source, read_config(source), weights, RECIPES["q4"], ROWS, precise)[1]
     table = np.array(weights.matrix(EMBEDDING))
     expected = dequantize(found[EMBEDDING])
-    expected[words] = dequantize(round_nearest(table[words], 8, 32))
+    expected[precise] = dequantize(round_nearest(table[precise], 8, 32))
     ((exact, stored),) = seen
     np.testing.assert_array_equal(exact, table[rows.ids])
     np.testing.assert_array_equal(stored, expected[rows.ids])
@@ -194,7 +195,7 @@ def test_gptq_is_plain_rounding_for_uncorrelated_inputs_and_better_for_correlate
 def test_variants_are_smaller_and_close(folder):
     base, reports = folder
     generators = {variant: OrtGenerator(base / "onnx", variant) for variant in ("fp32", *RECIPES)}
-    found = {variant: compare(generators["fp32"], generators[variant], HELD_OUT, last=12, window=WINDOW)
+    found = {variant: divergence(generators["fp32"], generators[variant], HELD_OUT, last=12, window=WINDOW)
              for variant in RECIPES}  # fmt: skip
     assert found["fp16"]["kl"] < 1e-3
     assert found["int8"]["kl"] < 2e-2
@@ -206,8 +207,8 @@ def test_variants_are_smaller_and_close(folder):
     assert sizes["fp16"] > sizes["int8"] > sizes["q4"] > sizes["q4s"]
     kl = {}
     for method in ("rtn", "gptq"):
-        quantize(base / "onnx", "q4", base / method, ROWS, Recipe(more=MORE, method=method))
-        kl[method] = compare(generators["fp32"], OrtGenerator(base / method, "q4"), HELD_OUT, last=12)["kl"]
+        quantize(base / "onnx", "q4", base / method, ROWS, Recipe(bits_overrides=SENSITIVE_MATRICES, method=method))
+        kl[method] = divergence(generators["fp32"], OrtGenerator(base / method, "q4"), HELD_OUT, last=12)["kl"]
     assert kl["gptq"] < kl["rtn"]
 
 
@@ -221,17 +222,17 @@ def test_variants_share_one_folder_and_store_the_embedding_once(folder):
     for variant, report in reports.items():
         graph = onnx.load(report.path, load_external_data=False).graph
         parts = [tensor for tensor in graph.initializer if tensor.name.startswith(EMBEDDING)]
-        rows = [tensor.dims[0] for tensor in parts if tensor.name.endswith((".codes", ".weight"))]
-        words = len({token for row in ROWS for token in row}) if RECIPES[variant].mixed_precision_rows else 0
-        assert rows == ([2048, words] if words else [2048]), variant
+        rows = [tensor.dims[0] for tensor in parts if tensor.name.endswith((".qweight", ".weight"))]
+        precise = len({token for row in ROWS for token in row}) if RECIPES[variant].mixed_precision_rows else 0
+        assert rows == ([2048, precise] if precise else [2048]), variant
         tables = [tensor.name for tensor in graph.initializer if tensor.dims and tensor.dims[0] == 2048]
-        # the floats, or what is packed, with the places of the words
-        assert len(tables) == (1 if variant == "fp16" else 3 + bool(words))
+        # the floats, or what is packed, with the places of the high-precision rows
+        assert len(tables) == (1 if variant == "fp16" else 3 + bool(precise))
         assert "GatherBlockQuantized" not in report.ops
         expected = 1 if variant == "fp16" else 0
         assert report.ops.get("Gemm", 0) == expected
         layers = {"fp16": 0, "q4s": 7 * 5 - 1}.get(variant, 7 * 4)  # k and v have more bits than q but in layer 3
-        assert report.ops.get("MatMulNBits", 0) == layers + (variant != "fp16") * (1 + bool(words))
+        assert report.ops.get("MatMulNBits", 0) == layers + (variant != "fp16") * (1 + bool(precise))
 
 
 def test_out_dir_gets_all_but_the_fp32_model(folder, tmp_path):
@@ -263,16 +264,16 @@ def test_scaling_the_residual_stream_changes_nothing(tmp_path):
     ids = np.array([random_ids(40)])
     plain, scaled = (
         OrtModel(path),
-        OrtModel(path.with_name("scaled.onnx"), taps=["model.layers.3.input_layernorm.stream"]),
+        OrtModel(path.with_name("scaled.onnx"), collect=["model.layers.3.input_layernorm.stream"]),
     )
     reference, _ = plain.run(ids, plain.empty(), keep=0)
     found, _ = scaled.run(ids, scaled.empty(), keep=0)
     np.testing.assert_allclose(found, reference, atol=2e-4)
-    stream = OrtModel(path, taps=["model.layers.3.input_layernorm.stream"])
+    stream = OrtModel(path, collect=["model.layers.3.input_layernorm.stream"])
     stream.run(ids, stream.empty())
     np.testing.assert_allclose(
-        scaled.tapped["model.layers.3.input_layernorm.stream"] * 8,
-        stream.tapped["model.layers.3.input_layernorm.stream"], rtol=1e-3, atol=1e-6)  # fmt: skip
+        scaled.collected["model.layers.3.input_layernorm.stream"] * 8,
+        stream.collected["model.layers.3.input_layernorm.stream"], rtol=1e-3, atol=1e-6)  # fmt: skip
 
 
 def swell(weights):
@@ -290,13 +291,13 @@ def test_fp16_of_a_model_whose_stream_overflows_is_right(tmp_path):
     assert report.peaks["residual stream"] * report.residual_scale * 4 <= 65504
     assert report.peaks["residual stream"] * report.residual_scale * 8 > 65504
     reference, half = (OrtGenerator(tmp_path / "onnx", variant) for variant in ("fp32", "fp16"))
-    result = compare(reference, half, HELD_OUT, last=12)
+    result = divergence(reference, half, HELD_OUT, last=12)
     assert result["kl"] < 1e-3
     assert result["argmax_agreement"] == 1
     taps = [f"model.layers.{i}.pre_feedforward_layernorm.stream" for i in range(7)]
-    model = OrtModel(tmp_path / "onnx" / "onnx" / "model_fp16.onnx", taps=taps)
+    model = OrtModel(tmp_path / "onnx" / "onnx" / "model_fp16.onnx", collect=taps)
     model.run(np.array(HELD_OUT[:1]), model.empty())
-    assert all(value.dtype == np.float16 and np.isfinite(value).all() for value in model.tapped.values())
+    assert all(value.dtype == np.float16 and np.isfinite(value).all() for value in model.collected.values())
 
 
 def test_an_overflow_that_scaling_cannot_reach_fails_loudly(tmp_path):
@@ -326,11 +327,11 @@ def test_peaks_are_measured_with_the_prefix_run_once(folder, monkeypatch):
     assert runs == [30, *[11] * 12]
     taps = {"down_proj": [f"model.layers.{i}.mlp.down_proj" for i in range(7)], "logits": ["lm_head/product"]}
     for kind, names in taps.items():
-        model = OrtModel(base / "onnx" / "onnx" / "model.onnx", taps=names)
+        model = OrtModel(base / "onnx" / "onnx" / "model.onnx", collect=names)
         largest = 0.0
         for row in ROWS:
             model.run(np.array([row]), model.empty())
-            largest = max(largest, *(float(np.abs(value).max()) for value in model.tapped.values()))
+            largest = max(largest, *(float(np.abs(value).max()) for value in model.collected.values()))
         assert peaks[kind] == pytest.approx(largest, rel=1e-3)
     assert set(peaks) >= {"residual stream", "mlp product", "norm", "v_proj"}
 
@@ -343,22 +344,23 @@ def test_the_packed_pass_is_the_model(folder):
     assert rows.prefix == 30 and len(rows.ids) == 30 + 12 * 11 and rows.positions[41:43].tolist() == [30, 31]
     embedded = np.array(weights.matrix(EMBEDDING)[rows.ids])
     stored = dequantize(round_nearest(embedded, 8, 32))
-    config, recipe = read_config(base / "onnx"), Recipe(more=MORE, smooth=0.5)
-    bits_and_block = lambda name: (recipe.bits_of(name), 32)
-    weights = SmoothQuant(weights, collect_activation_statistics(base / "onnx", config, rows)[0], config, recipe.smooth)
-    _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), bits_and_block)
-    quantize(base / "onnx", "q4", base / "floats", ROWS, replace(recipe, accuracy=0))
-    for name, stream, tolerance in (("model.onnx", exact, 5e-3), ("model_q4.onnx", ours, 2e-2)):
+    config, recipe = read_config(base / "onnx"), Recipe(bits_overrides=SENSITIVE_MATRICES, smoothquant_alpha=0.5)
+    quantization_parameters = lambda name: (recipe.bits_of(name), 32)
+    squares = collect_activation_statistics(base / "onnx", config, rows)[0]
+    weights = SmoothQuant(weights, squares, config, recipe.smoothquant_alpha)
+    _, exact, ours = round_decoder(config, weights, rows, (embedded, stored), quantization_parameters)
+    quantize(base / "onnx", "q4", base / "floats", ROWS, replace(recipe, accuracy_level=0))
+    for name, states, tolerance in (("model.onnx", exact, 5e-3), ("model_q4.onnx", ours, 2e-2)):
         place = path if name == "model.onnx" else base / "floats" / "onnx" / name
-        model = OrtModel(place, taps=["model.norm"])
+        model = OrtModel(place, collect=["model.norm"])
         for start, end in rows.segments[1:]:
             model.run(np.array([[*rows.ids[:30], *rows.ids[start:end]]]), model.empty())
-            found = model.tapped["model.norm"][0]
-            np.testing.assert_allclose(found[30:], stream.x[start:end], atol=tolerance)
-            np.testing.assert_allclose(found[:30], stream.x[:30], atol=tolerance)
+            found = model.collected["model.norm"][0]
+            np.testing.assert_allclose(found[30:], states[start:end], atol=tolerance)
+            np.testing.assert_allclose(found[:30], states[:30], atol=tolerance)
 
 
-def test_compare_is_the_divergence(folder):
+def test_the_divergence_is_that_of_the_distributions():
     class Fixed:
         def __init__(self, logits):
             self.values = np.array(logits, np.float32)
@@ -367,24 +369,24 @@ def test_compare_is_the_divergence(folder):
             return np.tile(self.values, (len(ids) - start, 1))
 
     a, b = Fixed([0.0, np.log(3)]), Fixed([np.log(3), 0.0])
-    result = compare(a, b, [[1] * 8, [1] * 3], last=4, window=5)
+    result = divergence(a, b, [[1] * 8, [1] * 3], last=4, window=5)
     assert result["kl"] == pytest.approx(0.5 * np.log(3))
     assert result["argmax_agreement"] == 0
     assert result["positions"] == 2 * (4 + 2)
     assert result["beyond_window"]["positions"] == 2 * 3
     assert result["below_window"]["positions"] == 2 * (1 + 2)
-    assert compare(a, b, [[1] * 8, [1] * 9], last=[2, 5])["positions"] == 2 * (2 + 5)  # of each prompt its own
-    assert compare(a, a, [[1] * 4])["beyond_window"] is None
-    with pytest.raises(QuantizeError, match="not finite"):
-        compare(a, Fixed([np.nan, 0]), [[1] * 8])
-    with pytest.raises(QuantizeError, match="no prompts"):
-        compare(a, b, [])
+    assert divergence(a, b, [[1] * 8, [1] * 9], last=[2, 5])["positions"] == 2 * (2 + 5)  # of each prompt its own
+    assert divergence(a, a, [[1] * 4])["beyond_window"] is None
+    with pytest.raises(ValueError, match="not finite"):
+        divergence(a, Fixed([np.nan, 0]), [[1] * 8])
+    with pytest.raises(ValueError, match="no prompts"):
+        divergence(a, b, [])
     np.testing.assert_allclose(np.exp(log_softmax(np.array([[1e4, 1e4]], np.float32))), 0.5)
 
 
 def test_mlx_and_the_export_agree_below_and_beyond_the_window(folder):
     base, _ = folder
-    result = compare(MlxLogits(base / "fused"), OrtGenerator(base / "onnx"), [*HELD_OUT, random_ids(14)], 12, WINDOW)
+    result = divergence(MlxLogits(base / "fused"), OrtGenerator(base / "onnx"), [*HELD_OUT, random_ids(14)], 12, WINDOW)
     for part in ("with_cache", "without_cache", "below_window", "beyond_window"):
         assert result[part]["kl"] < 1e-5, part
         assert result[part]["argmax_agreement"] == 1, part
@@ -398,7 +400,7 @@ def test_mlx_and_the_export_agree_below_and_beyond_the_window(folder):
         ("q4", {}, "needs calibration"),
         ("fp16", {}, "needs calibration"),
         ("int8", {"recipe": Recipe(bits=3)}, "bits must be"),
-        ("int8", {"recipe": Recipe(more={"k_proj": 5})}, "bits must be"),
+        ("int8", {"recipe": Recipe(bits_overrides={"k_proj": 5})}, "bits must be"),
         ("int8", {"recipe": Recipe(block=48)}, "a block must hold"),
         (
             "q4",
@@ -406,7 +408,7 @@ def test_mlx_and_the_export_agree_below_and_beyond_the_window(folder):
             "mixed_precision_rows is for an embedding of 4 bits",
         ),
         ("int8", {"recipe": Recipe(method="best")}, "method must be"),
-        ("int8", {"recipe": Recipe(smooth=50)}, "smooth must be"),
+        ("int8", {"recipe": Recipe(smoothquant_alpha=50)}, "smoothquant_alpha must be"),
         ("q4", {"calibration": [[2]]}, "fewer than two tokens"),
     ],
 )

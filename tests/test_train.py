@@ -23,11 +23,13 @@ from fgtune.data.readers.tools import read_tools
 from fgtune.data.rows import Row, load_rows, write_jsonl
 from fgtune.engines import torch_layout, torch_loss
 from fgtune.engines import torch_step as torch_step_module
-from fgtune.engines.mlx_forward import run_prefix
+from fgtune.engines.mlx_forward import PrefixLayers, run_prefix
 from fgtune.engines.mlx_step import MlxEngine, batch_arrays, shared_loss
+from fgtune.engines.torch_layers import PackedLayers
 from fgtune.engines.torch_loss import ROWS_MULTIPLE
 from fgtune.engines.torch_step import TRIM_EVERY, TorchEngine
 from fgtune.engines.torch_support import SHAPES_KEPT, bfloat16_unsupported_reason, trim_memory
+from fgtune.models import gemma3
 from fgtune.models.adapters import add_lora, load_adapters, load_model, named_trainable_parameters
 from fgtune.models.base import resolve_base
 from fgtune.training import loop
@@ -226,7 +228,7 @@ def test_entropy_is_torchs_however_sure_the_model_is(monkeypatch, sure, dtype, n
     h = (sure * table[targets].float() + 0.1 * torch.randn(20, 32)).to(table.dtype).float().requires_grad_()
     products = []
     monkeypatch.setattr(
-        torch_loss, "_pull", lambda z, part: products.append(len(z)) or (z.to(part.dtype) @ part).float()
+        torch_loss, "_weighted_rows", lambda z, part: products.append(len(z)) or (z.to(part.dtype) @ part).float()
     )
     padded = torch.cat([h.detach(), torch.randn(4, 32)]).requires_grad_()
     loss = torch_loss.CrossEntropy.apply(padded, table, targets)
@@ -256,8 +258,8 @@ def test_a_sure_model_has_no_negative_loss():
 
 
 @pytest.fixture
-def small_words(monkeypatch):
-    """A vocabulary of 1000 in chunks of 64, of which 136 words are taken always; 20 states and their targets."""
+def small_vocabulary(monkeypatch):
+    """A vocabulary of 1000 in chunks of 64, of which 128 tokens are taken always; 20 states and their targets."""
     import torch
 
     torch.manual_seed(3)
@@ -268,49 +270,49 @@ def small_words(monkeypatch):
     return table, targets, h, torch_loss.SampledVocabulary(table, targets.tolist())
 
 
-def entropy(h, table, targets, words=None):
+def entropy(h, table, targets, sample=None):
     import torch
 
-    loss = torch_loss.CrossEntropy.apply(h, table, targets, words)
+    loss = torch_loss.CrossEntropy.apply(h, table, targets, sample)
     return loss.item(), torch.autograd.grad(loss, h)[0]
 
 
-def test_all_words_sampled_are_the_exact_softmax(monkeypatch, small_words):
-    table, targets, h, words = small_words
+def test_all_tokens_sampled_are_the_exact_softmax(monkeypatch, small_vocabulary):
+    table, targets, h, sample = small_vocabulary
     monkeypatch.setattr(torch_loss, "SAMPLED_CHUNKS", 1000)
     loss, gradient = entropy(h, table, targets)
-    sampled, pulled = entropy(h, table, targets, words)
+    sampled, pulled = entropy(h, table, targets, sample)
     assert sampled == pytest.approx(loss, rel=1e-6) and (gradient - pulled).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("chunks", [1, 2])
-def test_the_sampled_sum_over_the_vocabulary_has_no_bias(monkeypatch, small_words, chunks):
+def test_the_sampled_sum_over_the_vocabulary_has_no_bias(monkeypatch, small_vocabulary, chunks):
     """The mean over all draws of the sum over the vocabulary (exp(loss), to a factor of the target's) is the sum."""
     from itertools import combinations
     from types import SimpleNamespace
 
-    table, targets, h, words = small_words
+    table, targets, h, sample = small_vocabulary
     monkeypatch.setattr(torch_loss, "SAMPLED_CHUNKS", chunks)
-    assert len(words.ids) == 128 and set(targets.tolist()) <= set(words.ids.tolist()) and 0 in words.ids
+    assert len(sample.ids) == 128 and set(targets.tolist()) <= set(sample.ids.tolist()) and 0 in sample.ids
     exact = [math.exp(entropy(h[i : i + 1], table, targets[i : i + 1])[0]) for i in range(4)]
     sums = []
-    for draw in combinations(range(len(words.others)), chunks):
+    for draw in combinations(range(len(sample.others)), chunks):
         chosen = SimpleNamespace(sample=lambda others, count, draw=draw: [others[k] for k in draw])
         monkeypatch.setattr(torch_loss.random, "Random", lambda seed, chosen=chosen: chosen)
-        sums.append([math.exp(entropy(h[i : i + 1], table, targets[i : i + 1], words)[0]) for i in range(4)])
+        sums.append([math.exp(entropy(h[i : i + 1], table, targets[i : i + 1], sample)[0]) for i in range(4)])
     means = [sum(column) / len(sums) for column in zip(*sums)]
     assert means == pytest.approx(exact, rel=1e-4)
     assert max(abs(a - b) for a, b in zip(sums[0], exact)) > 1e-3 * exact[0], "one draw alone is an estimate"
 
 
-def test_a_batch_has_one_draw_and_words_that_are_not_learned_are_refused(small_words):
-    _, targets, _, words = small_words
-    draws = [words.draw(t) for t in (targets, targets, targets.flip(0))]
+def test_a_batch_has_one_draw_and_tokens_that_are_not_learned_are_refused(small_vocabulary):
+    _, targets, _, sample = small_vocabulary
+    draws = [sample.draw(t) for t in (targets, targets, targets.flip(0))]
     same = [all(a[0].data_ptr() == b[0].data_ptr() for a, b in zip(draws[0], other)) for other in draws[1:]]
     assert same == [True, False]
-    unknown = next(i for i in range(999, 0, -1) if words.place[i] < 0)
+    unknown = next(i for i in range(999, 0, -1) if sample.place[i] < 0)
     with pytest.raises(ValueError, match="learned"):
-        words.draw(targets.new_tensor([unknown]))
+        sample.draw(targets.new_tensor([unknown]))
 
 
 def test_a_sampled_softmax_trains_and_validates_exactly(tiny, monkeypatch):
@@ -795,14 +797,38 @@ def test_the_prefix_runs_once_and_is_not_repeated(tiny):
     assert len(run_prefix(model, mx.array(rows[0].ids[:200])).keys) == len(model.layers)
 
 
+def test_the_last_layer_runs_only_where_its_output_is_read(tiny, monkeypatch):
+    """Of a prefix it makes keys and values alone; behind attention, torch's has the tokens that predict a target."""
+    model, _ = adapted(tiny, "lora")
+    batch, last, seen = make_batch(make_rows(3, 150)), len(model.layers) - 1, []
+
+    def spy(operations):
+        real = operations.project
+        note = lambda self, layer, names, x: seen.append((layer, names, x.shape[-2])) or real(self, layer, names, x)
+        monkeypatch.setattr(operations, "project", note)
+
+    spy(PrefixLayers)
+    run_prefix(model, mx.array(batch.prefix))
+    assert [names for layer, names, _ in seen if layer == 0] == list(gemma3.PROJECTIONS)
+    assert [names for layer, names, _ in seen if layer == last] == [gemma3.KEY_VALUE]
+    seen.clear()
+    spy(PackedLayers)
+    TorchEngine(model).loss(batch)
+    layout = torch_layout.PackedLayout.of(batch)
+    whole, learned = len(layout.ids), len(layout.learned)
+    assert learned < whole - 150
+    assert [count for layer, _, count in seen if layer == 0] == [whole] * 4
+    assert [count for layer, _, count in seen if layer == last] == [whole] + [learned] * 3
+
+
 def test_below_the_first_adapter_the_prefix_runs_once(tiny, monkeypatch):
     """Batches of two prefixes in turn: the same as by a fresh engine each, with less run; and few prefixes are kept."""
     model, _ = adapted(tiny, "lora", layers=2)
     engine, ran = TorchEngine(model), []
     assert engine.first == len(model.layers) - 2 > 0
-    real = TorchEngine._layer
-    spy = lambda self, i, layer, groups, h, *rest: ran.append((i, len(h))) or real(self, i, layer, groups, h, *rest)
-    monkeypatch.setattr(TorchEngine, "_layer", spy)
+    real = torch_step_module.decoder_layer
+    spy = lambda layers, i, h: ran.append((i, len(h))) or real(layers, i, h)
+    monkeypatch.setattr(torch_step_module, "decoder_layer", spy)
     batches = [make_batch(make_rows(2, 150, seed)) for seed in (1, 2, 1)]
     found = []
     for batch in batches:

@@ -1,5 +1,5 @@
 /**
- * Calls as text: write them, read them back exactly, compare them. The twin of fgtune_helpers/calls.py.
+ * Calls as text: write them, read them back exactly. The twin of fgtune/format/calls.py.
  *
  * @typedef {null | boolean | number | string | Json[] | {[key: string]: Json}} Json
  * @typedef {{name: string, arguments: {[key: string]: Json}}} Call
@@ -11,9 +11,10 @@ const ESCAPE = "<escape>";
 const ENDINGS = ["<start_function_response>", "<end_of_turn>", "<eos>"];
 const SPACE = " \t\r\n";
 const MAX_DEPTH = 32;
-const CONTROL_TOKEN =
+/** A control token; `fgtune/format/tokens.py` has the same pattern. */
+export const CONTROL_TOKEN =
   /<(?:pad|eos|bos|unk|mask|escape|image_soft_token|unused[0-9]+|(?:start|end)_(?:function_declaration|function_call|function_response|of_turn|of_image))>/;
-const NAME = /[^\x00-\x20{}[\],<>]+/y;
+const NAME = /[^\x00-\x20{}[\],<>]+(?: [^\x00-\x20{}[\],<>]+)*/y;
 const KEY = /[^{}[\]:,]+/y;
 const NUMBER = /-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/y;
 
@@ -72,46 +73,6 @@ export function parseCalls(text) {
   return new Scanner(text).calls();
 }
 
-/**
- * What a generated text is.
- * @param {string} text
- * @returns {"call" | "text" | "malformed"}
- */
-export function classify(text) {
-  try {
-    return parseCalls(text).length ? "call" : "text";
-  } catch (error) {
-    if (error instanceof CallSyntaxError) return "malformed";
-    throw error;
-  }
-}
-
-/**
- * Whether two calls do the same: 5 is not "5", true is not 1, the order of keys means nothing.
- * With the tool's schema an argument left out also equals one that is given its declared default.
- * @param {Call} a
- * @param {Call} b
- * @param {object} [tool]
- * @returns {boolean}
- */
-export function sameCall(a, b, tool) {
-  const defaults = Object.entries((tool?.function ?? tool)?.parameters?.properties ?? {})
-    .filter(([, part]) => part.default !== undefined && part.default !== null)
-    .map(([name, part]) => [name, part.default]);
-  const fill = (values) => new Map([...defaults, ...Object.entries(values)]);
-  return a.name === b.name && sameEntries(fill(a.arguments), fill(b.arguments));
-}
-
-function sameEntries(a, b) {
-  return a.size === b.size && [...a].every(([key, value]) => b.has(key) && same(value, b.get(key)));
-}
-
-function same(a, b) {
-  if (Array.isArray(a) && Array.isArray(b)) return a.length === b.length && a.every((value, i) => same(value, b[i]));
-  if (isMapping(a) && isMapping(b)) return sameEntries(new Map(Object.entries(a)), new Map(Object.entries(b)));
-  return a === b;
-}
-
 function isMapping(value) {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
@@ -124,6 +85,7 @@ function matchesWhole(pattern, text) {
 function checkText(text) {
   const token = findControlToken(text);
   if (token) throw new FormatError(`The text holds the control token ${token}`);
+  if (text.includes("\u2581")) throw new FormatError("The text holds U+2581, which the tokenizer reads as a space");
   if (/\p{Cs}/u.test(text)) throw new FormatError("The text holds half of a character (a lone surrogate)");
   return text;
 }

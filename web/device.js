@@ -1,12 +1,13 @@
 /** Which device runs the model, in which order to try, and why. */
 
 /**
- * `wide`: weights are unpacked to floats when the model starts, which WASM decodes several times as fast from.
- * @typedef {{device: 'webgpu'|'wasm', threads: number, variant: string, wide: boolean, why: string}} Candidate
+ * `dequantized`: the graph whose weights are unpacked to floats when the model starts; WASM decodes several times as fast.
+ * @typedef {{device: 'webgpu'|'wasm', threads: number, variant: string, dequantized: boolean, why: string}} Candidate
  */
 
-const GPU_ORDER = ['q4f16', 'q4', 'fp16', 'q4s', 'fp32'];
-const CPU_ORDER = ['q4', 'int8', 'q4s', 'fp32'];
+/** Variants in the order to prefer, by device. */
+export const GPU_ORDER = ['q4f16', 'q4', 'fp16', 'q4s', 'fp32'];
+export const CPU_ORDER = ['q4', 'int8', 'q4s', 'fp32'];
 /** Gigabytes of memory from which on weights are unpacked; browsers tell at most 8, or nothing at all. */
 const ROOMY = 8;
 
@@ -43,7 +44,7 @@ export async function inspectBrowser() {
 /**
  * Candidates in the order to try.
  * @param {object} browser what `inspectBrowser` found
- * @param {Record<string, {devices: string[], half: boolean, wide: object|null}>} variants of `site.json`
+ * @param {Record<string, {devices: string[], half: boolean, dequantized: object|null}>} variants of `site.json`
  * @param {{device?: string, variant?: string, threads?: number, memory?: 'auto'|'small'}} wish 'auto' leaves the choice
  * @returns {Candidate[]}
  */
@@ -61,7 +62,7 @@ export function candidates(browser, variants, { device = 'auto', variant = 'auto
     const name = pick('webgpu', GPU_ORDER);
     if (name) {
       const why = device === 'auto' ? 'the fastest: this browser has WebGPU' : 'as chosen';
-      list.push({ device: 'webgpu', threads: 1, variant: name, wide: false, why });
+      list.push({ device: 'webgpu', threads: 1, variant: name, dequantized: false, why });
     } else gpuWhy = browser.half ? 'no variant for WebGPU is deployed' : 'the graphics adapter has no 16-bit floats';
   }
   if (device !== 'webgpu') {
@@ -71,10 +72,10 @@ export function candidates(browser, variants, { device = 'auto', variant = 'auto
     const used = browser.isolated ? count : 1;
     const reason = device === 'wasm' ? 'as chosen' : gpuWhy;
     const alone = browser.isolated ? '' : 'one thread, because the page is not cross-origin isolated';
-    const add = (wide, slow = '') => list.push({
-      device: 'wasm', threads: used, variant: name, wide, why: [reason, alone, slow].filter(Boolean).join('; '),
+    const add = (dequantized, slow = '') => list.push({
+      device: 'wasm', threads: used, variant: name, dequantized, why: [reason, alone, slow].filter(Boolean).join('; '),
     });
-    const both = name && variants[name].wide;
+    const both = name && variants[name].dequantized;
     if (both && memory !== 'small' && browser.roomy) add(true);
     if (name) add(false, both ? 'weights stay packed, which needs little memory and more time' : '');
   }

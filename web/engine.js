@@ -140,7 +140,7 @@ export class Engine {
     for (const { name, type, heads, dim } of this.cacheInputs()) {
       const { dims, data } = tensors[name] ?? {};
       const right = dims && dims.length === 4 && dims[2] === ids.length && dims[3] === dim && dims[1] === heads;
-      if (!right) throw new Error(`the prefix cache holds no ${name} of ${ids.length} tokens for this model`);
+      if (!right) throw new Error(`the prompt cache holds no ${name} of ${ids.length} tokens for this model`);
       made[name] = new Tensor(type, toType(data, tensors[name].type, type), dims);
     }
     this.stored = { ids: [...ids], tensors: made };
@@ -302,7 +302,7 @@ export function toType(data, from, to) {
     return wantsHalf && data instanceof Uint16Array ? new Float16Array(data.buffer, data.byteOffset, data.length) : data;
   }
   if (from === 'float16' && to === 'float32') return halfToFloat(data);
-  throw new Error(`the prefix cache is ${from}, the model takes ${to}`);
+  throw new Error(`the prompt cache is ${from}, the model takes ${to}`);
 }
 
 /** IEEE half precision bits to float32. @param {Uint16Array} bits */
@@ -338,27 +338,28 @@ export async function loadEngine(transformers, { name, load, device, sessionOpti
   return new Engine({ transformers, model, tokenizer });
 }
 
-/** Read a safetensors buffer: `{metadata, tensors: {name: {type, dims, data}}}`. */
-export function readSafetensors(buffer) {
+/** Read a prompt cache (safetensors): `{hash, ids, tensors: {name: {type, dims, data}}}`. */
+export function readPromptCache(buffer) {
   const view = new DataView(buffer);
   const length = Number(view.getBigUint64(0, true));
-  if (length > buffer.byteLength - 8) throw new Error('the prefix cache is cut short');
+  if (length > buffer.byteLength - 8) throw new Error('the prompt cache is cut short');
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, length)));
   const { __metadata__: metadata = {}, ...entries } = header;
   const tensors = {};
   for (const [name, { dtype, shape, data_offsets: [from, to] }] of Object.entries(entries)) {
-    if (8 + length + to > buffer.byteLength) throw new Error('the prefix cache is cut short');
+    if (8 + length + to > buffer.byteLength) throw new Error('the prompt cache is cut short');
     const kind = { F32: ['float32', Float32Array], F16: ['float16', Uint16Array] }[dtype];
-    if (!kind) throw new Error(`the prefix cache holds ${dtype}: F16 or F32 expected`);
+    if (!kind) throw new Error(`the prompt cache holds ${dtype}: F16 or F32 expected`);
     const count = (to - from) / kind[1].BYTES_PER_ELEMENT;
     tensors[name] = { type: kind[0], dims: shape, data: new kind[1](buffer, 8 + length + from, count) };
   }
-  return { metadata, tensors };
+  if (!metadata.prompt_cache) throw new Error('the prompt cache does not say what it is of');
+  return { ...JSON.parse(metadata.prompt_cache), tensors };
 }
 
-/** Write what `readSafetensors` reads (float32 only): the cache that a page computed for itself. */
-export function writeSafetensors(tensors, metadata) {
-  const header = { __metadata__: metadata };
+/** Write what `readPromptCache` reads: the cache that a page computed for itself. */
+export function writePromptCache({ hash, ids, tensors }) {
+  const header = { __metadata__: { prompt_cache: JSON.stringify({ hash, ids }) } };
   let offset = 0;
   for (const [name, { dims, data }] of Object.entries(tensors)) {
     const half = data instanceof Float32Array ? 'F32' : 'F16';

@@ -1,20 +1,21 @@
 /**
- * Constrained calls: a grammar made from tool definitions and from what the user has said, and a logits processor that
- * lets only its tokens through. `fgtune_helpers/grammar.py` does the same in Python.
+ * Constrained decoding: a grammar made from tool definitions and from the user's words, and a logits processor that lets
+ * only its tokens through. `fgtune/format/grammar.py` does the same in Python.
  *
  * The grammar is a finite automaton over UTF-8 bytes and control tokens (which are one symbol each). It is made
  * deterministic while it is used; for each state the allowed tokens are found by one walk over the sorted vocabulary
  * and kept. Every state knows the fewest symbols to a proper end, so that an answer can close before the token limit.
  */
+import { CONTROL_TOKEN } from './calls.js';
 
-/** Whole control tokens; texts must not contain them, not even spelled out in ordinary characters. */
-const CONTROL = /^<(?:pad|eos|bos|unk|mask|escape|image_soft_token|unused[0-9]+|(?:start|end)_(?:function_declaration|function_call|function_response|of_turn|of_image))>$/;
+/** A whole control token; texts must not contain one, not even spelled out in ordinary characters. */
+const CONTROL = new RegExp(`^${CONTROL_TOKEN.source}$`);
 const CONTROL_WORDS = [
   'pad', 'eos', 'bos', 'unk', 'mask', 'escape', 'image_soft_token',
   ...['function_declaration', 'function_call', 'function_response', 'of_turn', 'of_image'].flatMap((word) => [`start_${word}`, `end_${word}`]),
 ];
 const MAX_DEPTH = 16;
-const PIECE = /[\p{L}\p{N}_]+|[^\p{L}\p{N}_]/gu; // a word or one other character; a copied argument is whole pieces
+const PIECE = /[\p{L}\p{N}_]+|[^\p{L}\p{N}_]/gu; // a word or one other character; a verbatim argument is whole pieces
 const DIGITS = 15; // the longest integers that are exact in JavaScript and in Python alike
 const encoder = new TextEncoder();
 
@@ -23,20 +24,20 @@ export class GrammarError extends Error {
   name = 'GrammarError';
 }
 
-/** What stands in a rendered prompt after its first turn, the developer's, without control tokens and roles. */
-export function said(prompt) {
+/** The texts of a rendered prompt after its first turn, the developer's, without control tokens and roles. */
+export function userSpans(prompt) {
   const at = prompt.indexOf('<end_of_turn>');
   const rest = at < 0 ? '' : prompt.slice(at + '<end_of_turn>'.length).replaceAll(/<start_of_turn>\w+\n/g, '<bos>');
-  const tokens = new RegExp(CONTROL.source.slice(1, -1), 'g');
+  const tokens = new RegExp(CONTROL_TOKEN.source, 'g');
   return rest.split(tokens).filter((part) => part.trim());
 }
 
 // ---------------------------------------------------------------- the automaton, not yet deterministic
 
 class Automaton {
-  constructor(copied = [], heard = []) {
-    this.copied = new Set(copied);
-    this.heard = heard.map((text) => text.match(PIECE));
+  constructor(verbatim = [], context = []) {
+    this.verbatim = new Set(verbatim);
+    this.context = context.map((text) => text.match(PIECE));
     this.bytes = []; // per state: [low, high, target] …
     this.tokens = []; // per state: [name of the control token, target] …
     this.empty = []; // per state: targets reached without reading
@@ -166,11 +167,11 @@ class Automaton {
     return end;
   }
 
-  /** A text that is whole pieces of one of the texts heard, with no space at its ends. */
-  copy(open) {
+  /** A text that is whole pieces of one of the texts of the context, with no space at its ends. */
+  substring(open) {
     const entry = this.token(open, '<escape>');
     const end = this.state();
-    for (const pieces of this.heard) {
+    for (const pieces of this.context) {
       let at = this.state();
       for (const piece of pieces) {
         const from = at;
@@ -198,8 +199,8 @@ class Automaton {
     const type = String(schema.type ?? (schema.properties ? 'object' : 'any')).toLowerCase();
     const known = ['string', 'integer', 'number', 'boolean', 'array', 'object', 'any'];
     if (!known.includes(type)) throw new GrammarError(`the type ${type} is not known`);
-    const copied = type === 'string' && this.heard.length && this.copied.has(path);
-    if (copied) this.skip(this.copy(from), end);
+    const verbatim = type === 'string' && this.context.length && this.verbatim.has(path);
+    if (verbatim) this.skip(this.substring(from), end);
     else if (type === 'string' || type === 'any') this.skip(this.string(from), end);
     if (type === 'integer') this.skip(this.number(from, true), end);
     if (type === 'number' || type === 'any') this.skip(this.number(from, false), end);
@@ -257,12 +258,12 @@ class Automaton {
 /**
  * The grammar of answers about `tools`.
  * @param {object[]} tools definitions, with or without the `function` wrapper
- * @param {{text?: boolean, calls?: boolean, parallel?: boolean, copied?: string[], heard?: string[]}} [options] free text
- *   allowed, calls allowed, several calls; the text arguments `copied` (`tool.argument`) are words of one of the texts `heard`
+ * @param {{text?: boolean, calls?: boolean, parallel?: boolean, verbatim?: string[], context?: string[]}} [options] free text
+ *   allowed, calls allowed, several calls; the arguments `verbatim` (`tool.argument`) are words of one of the texts `context`
  * @returns {Grammar}
  */
-export function compileGrammar(tools, { text = true, calls = true, parallel = true, copied = [], heard = [] } = {}) {
-  const made = new Automaton(copied, heard);
+export function compileGrammar(tools, { text = true, calls = true, parallel = true, verbatim = [], context = [] } = {}) {
+  const made = new Automaton(verbatim, context);
   const start = made.state(text ? `start:${calls}` : null);
   const accept = made.state();
   if (calls) {

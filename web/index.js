@@ -25,7 +25,7 @@ export { deviceName } from './device.js';
  * @property {string} [variant] 'auto' or a deployed variant, such as 'q4'
  * @property {number} [threads] for WASM; 0 leaves the choice
  * @property {'auto'|'small'} [memory] for WASM; 'small' keeps the weights packed: less memory, slower answers
- * @property {boolean} [usePrefix] take the baked keys and values of the tool declarations (default true)
+ * @property {boolean} [usePrefix] take the shipped keys and values of the tool declarations (default true)
  * @property {(progress: Progress) => void} [onProgress]
  * @property {AbortSignal} [signal] pauses the download; what arrived is kept
  */

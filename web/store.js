@@ -3,6 +3,8 @@
  * A download that broke off goes on at the part where it stopped, also on the next visit.
  */
 
+/** The format of `site.json` that this page reads. */
+export const SITE_FORMAT = 2;
 /** Bytes per part; `site.json` has one SHA-256 for each part of this size. */
 export const PART = 4 * 1024 * 1024;
 const CACHE = 'fgtune-parts-1';

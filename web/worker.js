@@ -3,9 +3,9 @@
  * `{id, op, ...}` in; `{id, type: 'progress' | 'step' | 'ids' | 'done' | 'error', ...}` out.
  */
 import { candidates, inspectBrowser } from './device.js';
-import { Stopped, TRIGGER, loadEngine, readSafetensors, writeSafetensors } from './engine.js';
-import { compileGrammar, GrammarProcessor, said, vocabularyOf } from './grammar.js';
-import { Store, sha256 } from './store.js';
+import { Stopped, TRIGGER, loadEngine, readPromptCache, writePromptCache } from './engine.js';
+import { compileGrammar, GrammarProcessor, userSpans, vocabularyOf } from './grammar.js';
+import { SITE_FORMAT, Store, sha256 } from './store.js';
 
 let site = null;
 let store = null;
@@ -23,7 +23,11 @@ async function open(base) {
     throw new Error('site.json cannot be fetched: is the network there?');
   }
   if (!response.ok) throw new Error(`site.json: the server answered ${response.status}`);
-  site = { ...(await response.json()), base };
+  const found = await response.json();
+  if (found.format !== SITE_FORMAT) {
+    throw new Error(`site.json has format ${found.format}, and this page reads ${SITE_FORMAT}: build the site again`);
+  }
+  site = { ...found, base };
   store = await new Store(base, site.files).open();
 }
 
@@ -57,7 +61,7 @@ const operations = {
         return await start(candidate, failures, usePrefix, id, signal, started);
       } catch (error) {
         if (signal.aborted || error.name === 'DownloadError' || candidate === tries.at(-1)) throw error;
-        failures.push(`${candidate.wide ? 'unpacked weights' : candidate.device} failed: ${firstLine(error)}`);
+        failures.push(`${candidate.dequantized ? 'unpacked weights' : candidate.device} failed: ${firstLine(error)}`);
         post(id, { type: 'step', step: `${candidate.device} failed, trying the next way` });
       }
     }
@@ -90,9 +94,9 @@ const operations = {
 };
 
 /** Paths that a candidate needs. */
-function needs({ variant, device, wide }) {
+function needs({ variant, device, dequantized }) {
   const { prefix, ...packed } = site.variants[variant];
-  const { files } = wide ? packed.wide : packed;
+  const { files } = dequantized ? packed.dequantized : packed;
   const runtime = site.runtime[device].wasm;
   return [runtime, ...files, ...(prefix ? [prefix] : [])];
 }
@@ -114,12 +118,12 @@ async function start(candidate, failures, usePrefix, id, signal, started) {
   await store.fetch(paths, (progress) => post(id, { type: 'progress', ...progress, candidate }), signal);
   const downloaded = performance.now();
   const transformers = await runtime(candidate);
-  const { load, wide } = site.variants[candidate.variant];
+  const { load, dequantized } = site.variants[candidate.variant];
   engine = await loadEngine(transformers, {
     name: site.model,
-    load: candidate.wide ? wide.load : load,
+    load: candidate.dequantized ? dequantized.load : load,
     device: candidate.device,
-    sessionOptions: candidate.wide ? wide.session : {},
+    sessionOptions: candidate.dequantized ? dequantized.session : {},
     onStep: (step) => post(id, { type: 'step', step }),
   });
   if (signal.aborted) throw signal.reason;
@@ -180,7 +184,7 @@ async function runtime({ device, threads }) {
   return runtimeModule;
 }
 
-/** What the keys and values of the prefix depend on: the model's files and the tokens. Same as in deploy.py. */
+/** What the keys and values of the prefix depend on: the model's files and the tokens. `fgtune/site/prompt_cache.py` makes the same. */
 async function prefixHash({ variant }) {
   const { weights } = site.variants[variant];
   const ids = engine.prefixIds(tools, site.trigger ?? TRIGGER);
@@ -188,31 +192,30 @@ async function prefixHash({ variant }) {
   return (await sha256(new TextEncoder().encode(text))) ?? text;
 }
 
-const prefixName = ({ variant, device }, hash) => `own-prefix-${variant}-${device}-${hash.slice(0, 32)}`;
+const prefixName = ({ variant, device }, hash) => `own-prompt-cache-${variant}-${device}-${hash.slice(0, 32)}`;
 
 /** The shipped cache when it belongs to this model and these tools, else one from an earlier visit, else a new one. */
 async function readyPrefix(candidate, id, signal) {
   const hash = await prefixHash(candidate);
   const path = site.variants[candidate.variant].prefix;
   if (path) {
-    const { metadata, tensors } = readSafetensors(await store.bytes(path));
-    if (metadata.hash === hash) {
-      engine.setPrefix({ ids: JSON.parse(metadata.ids), tensors });
+    const shipped = readPromptCache(await store.bytes(path));
+    if (shipped.hash === hash) {
+      engine.setPrefix(shipped);
       return 'shipped';
     }
   }
   const name = prefixName(candidate, hash);
   const own = await store.recall(name);
   if (own) {
-    const { metadata, tensors } = readSafetensors(own);
-    engine.setPrefix({ ids: JSON.parse(metadata.ids), tensors });
+    engine.setPrefix(readPromptCache(own));
     return 'kept';
   }
   post(id, { type: 'step', step: 'reading the tools once (kept for the next visit)' });
   const ids = engine.prefixIds(tools, site.trigger ?? TRIGGER);
   await engine.prefill(ids, { signal });
   const tensors = Object.fromEntries(Object.entries(engine.stored.tensors).map(([key, { dims, data }]) => [key, { dims, data }]));
-  await store.remember(name, writeSafetensors(tensors, { hash, ids: JSON.stringify(ids) }));
+  await store.remember(name, writePromptCache({ hash, ids, tensors }));
   return 'computed';
 }
 
@@ -220,7 +223,7 @@ async function readyPrefix(candidate, id, signal) {
 function processor(mode, prompt) {
   vocabulary ??= vocabularyOf(engine.tokenizer);
   const close = mode === 'call';
-  const grammar = compileGrammar(tools, { text: !close, copied: site.copied, heard: said(prompt) });
+  const grammar = compileGrammar(tools, { text: !close, verbatim: site.verbatim, context: userSpans(prompt) });
   return new GrammarProcessor(grammar, vocabulary, { close });
 }
 

@@ -1,4 +1,4 @@
-"""The exact argmax over a large vocabulary, found with a product in bfloat16."""
+"""Exact argmax over a large vocabulary, with a bfloat16 prefilter."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ MOST_CANDIDATES = 512  # a row with more goes through the whole output layer
 
 
 class ExactArgmax:
-    """The most likely token of each row, for a table `[vocabulary, H]` of float32: the same as by a product in float32,
-    most of it made in bfloat16.
+    """The most likely token of each row, by a table `[vocabulary, hidden]` of float32: exactly float32's argmax.
 
-    A product in bfloat16 is off by at most `2^-7 |h| |w|` (each factor and the sum are rounded by 2^-9), so only tokens
-    within twice that of the best can be it. These few are then multiplied in float32.
+    A prefilter computes all logits in bfloat16. A logit is then off by at most `2^-7 |h| |w|`, because both matmul
+    operands and the sum are rounded by 2^-9. So only tokens within twice that of the best can be the argmax. Their
+    logits are computed again in float32.
     """
 
     def __init__(self, table):
@@ -32,7 +32,7 @@ class ExactArgmax:
         return cls(as_torch((model.model.embed_tokens if model.tie_word_embeddings else model.lm_head).weight))
 
     def __call__(self, h, allowed=None) -> list[int]:
-        """Token ids for normed hidden states `[B, H]` (torch); the lowest id where several are equal.
+        """Token ids for normed hidden states `[B, hidden]` (torch); the lowest id where several are equal.
 
         `allowed` (NumPy bool `[B, vocabulary]`) says which it may be.
         """

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from ..core import blas
-from . import mlx_forward as forward
+from ..models.gemma3 import decoder_layer
+from .mlx_forward import Prefix, RowLayers, causal_mask, embed
+from .protocols import Decoder
 
 
-class MlxDecoder:
-    """Keys and values of the rows' own tokens, and the `hidden` state `[B, H]` of each row's last token, normed.
+class MlxDecoder(Decoder):
+    """A `Decoder` by MLX. Keys and values of the rows' own tokens `[B, K, columns, d]`, and `hidden` `[B, hidden]`.
 
     A row's prompt fills columns from 0; what it says is appended behind the longest prompt, so columns between are
     holes, marked by position -1. Positions, not columns, decide what is visible.
     """
 
-    def __init__(self, model, rows: list[list[int]], prefix):
+    def __init__(self, model, rows: list[list[int]], prefix: Prefix):
         mx = blas.mlx()
         self.model, self.prefix = model, prefix
         lengths = [len(r) for r in rows]
@@ -45,38 +47,37 @@ class MlxDecoder:
 
     def _forward(self, ids, offset, queries):
         """Hidden states of `ids [B, S]` at positions `queries [B, S]`; the new keys and values are kept."""
-        mx = blas.mlx()
-        model, prefix = self.model, self.prefix
-        h = forward.embed(model, ids)
-        first, masks = not self.keys, {}
-        for i, layer in enumerate(model.layers):
-            attn, window = layer.self_attn, forward.window_of(model, layer)
-            x = layer.input_layernorm(h)
-            q, (keys, values) = forward._queries(attn, x, offset), forward._keys_values(attn, x, offset)
-            if first:
-                self.keys.append(keys)
-                self.values.append(values)
-            else:
-                keys = self.keys[i] = mx.concatenate([self.keys[i], keys], axis=2)
-                values = self.values[i] = mx.concatenate([self.values[i], values], axis=2)
-            parts, low = [(keys, values)], prefix.length
-            if prefix.length:
-                shared, shared_values, low = forward.visible_prefix(prefix, i, window, prefix.length)
-                if shared.shape[2]:
-                    parts.insert(0, (shared, shared_values))
-            if window not in masks:
-                masks[window] = self._mask(queries, low, window)
-            h = forward._rest_of_layer(layer, h, forward._attend(q, parts, masks[window]))
+        layers, h = DecodingLayers(self, offset, queries), embed(self.model, ids)
+        for i in range(len(self.model.layers)):
+            h = decoder_layer(layers, i, h)
         return h
-
-    def _mask(self, queries, low: int, window: int | None):
-        mx = blas.mlx()
-        shared = mx.broadcast_to(mx.arange(low, self.prefix.length), (queries.shape[0], self.prefix.length - low))
-        keys = mx.concatenate([shared.astype(self.positions.dtype), self.positions], axis=1)
-        mask = forward.causal_mask(queries, keys, window) & (keys >= 0)[:, None, :]
-        return mask[:, None, None]
 
     def _finish(self, h) -> None:
         mx = blas.mlx()
         self.hidden = self.model.model.norm(h)
         mx.eval(self.hidden, self.keys, self.values, self.positions, self.next_position)
+
+
+class DecodingLayers(RowLayers):
+    """One step of an `MlxDecoder`: new tokens at positions `queries [B, S]` behind the kept ones."""
+
+    def __init__(self, decoder: MlxDecoder, offset, queries):
+        super().__init__(decoder.model, decoder.prefix, queries, offset)
+        self.decoder = decoder
+
+    def own_keys_values(self, layer, k, v):
+        mx, keys, values = blas.mlx(), self.decoder.keys, self.decoder.values
+        if layer == len(keys):  # the rows' prompts
+            keys.append(k)
+            values.append(v)
+        else:
+            keys[layer] = mx.concatenate([keys[layer], k], axis=2)
+            values[layer] = mx.concatenate([values[layer], v], axis=2)
+        return keys[layer], values[layer]
+
+    def mask(self, low, window):
+        mx, own = blas.mlx(), self.decoder.positions
+        shared = mx.arange(low, self.prefix.length).astype(own.dtype)
+        keys = mx.concatenate([mx.broadcast_to(shared, (len(self.queries), len(shared))), own], axis=1)
+        mask = causal_mask(self.queries, keys, window) & (keys >= 0)[:, None, :]
+        return mask[:, None, None]

@@ -8,8 +8,10 @@ Shapes: `B` rows, `S` positions of a row, `P` of the prefix, `H` heads, `K` key-
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from ..core import blas
+from ..models.gemma3 import Gemma3Config, LayerOperations, decoder_layer, keys_values
 
 
 @dataclass
@@ -20,22 +22,17 @@ class Prefix:
     keys: list = field(default_factory=list)
     values: list = field(default_factory=list)
 
-
-def window_of(model, layer) -> int | None:
-    """How many positions a query of this layer sees, itself included; None without a limit."""
-    return model.args.sliding_window if layer.self_attn.is_sliding else None
+    def visible(self, layer: int, window: int | None):
+        """(keys, values, position of the first): what tokens behind the prefix can see of it."""
+        low = max(0, self.length - window + 1) if window else 0
+        return self.keys[layer][:, :, low:], self.values[layer][:, :, low:], low
 
 
 def embed(model, ids):
     """Scaled embeddings of `ids` (any shape)."""
     mx = blas.mlx()
     h = model.model.embed_tokens(ids)
-    return h * mx.array(model.args.hidden_size**0.5, mx.bfloat16).astype(h.dtype)
-
-
-def logits(model, h):
-    """Logits of hidden states `[..., hidden]`, which the final norm has not seen yet."""
-    return head(model, model.model.norm(h))
+    return h * mx.array(Gemma3Config.from_args(model.args).embedding_scale, h.dtype)
 
 
 def head(model, h):
@@ -43,21 +40,7 @@ def head(model, h):
     return model.model.embed_tokens.as_linear(h) if model.tie_word_embeddings else model.lm_head(h)
 
 
-def _heads(x, n: int):
-    B, S, _ = x.shape
-    return x.reshape(B, S, n, -1).transpose(0, 2, 1, 3)
-
-
-def _queries(attn, x, offset):
-    return attn.rope(attn.q_norm(_heads(attn.q_proj(x), attn.n_heads)), offset=offset) * attn.scale
-
-
-def _keys_values(attn, x, offset):
-    keys = attn.rope(attn.k_norm(_heads(attn.k_proj(x), attn.n_kv_heads)), offset=offset)
-    return keys, _heads(attn.v_proj(x), attn.n_kv_heads)
-
-
-def _attend(q, parts, mask):
+def attention(q, parts, mask):
     """Softmax attention of `q [B, H, S, d]` (scaled) over `parts`, a list of (keys, values) `[B or 1, K, n, d]`.
 
     `mask` (True: visible) broadcasts to `[B, K, H/K, S, sum of n]`. A part of one row serves all rows by one product.
@@ -95,37 +78,6 @@ def _attend(q, parts, mask):
     return out.transpose(0, 2, 1, 3).reshape(B, S, H * d)
 
 
-def _rest_of_layer(layer, h, attended):
-    h = h + layer.post_attention_layernorm(layer.self_attn.o_proj(attended))
-    return h + layer.post_feedforward_layernorm(layer.mlp(layer.pre_feedforward_layernorm(h)))
-
-
-def run_prefix(model, ids, chunk: int = 256) -> Prefix:
-    """Run `ids [P]` once and keep every layer's keys and values; `chunk` queries at a time look at keys."""
-    mx = blas.mlx()
-    prefix = Prefix(int(ids.shape[0]))
-    if not prefix.length:
-        return prefix
-    h = embed(model, ids[None])
-    last = model.layers[-1]
-    for layer in model.layers:
-        attn, window = layer.self_attn, window_of(model, layer)
-        x = layer.input_layernorm(h)
-        keys, values = _keys_values(attn, x, 0)
-        prefix.keys.append(keys)
-        prefix.values.append(values)
-        if layer is last:
-            break  # nothing reads the prefix's own output
-        q, pieces = _queries(attn, x, 0), []
-        for a in range(0, prefix.length, chunk):
-            b = min(a + chunk, prefix.length)
-            low = max(0, a - window + 1) if window else 0
-            mask = causal_mask(mx.arange(a, b), mx.arange(low, b), window)
-            pieces.append(_attend(q[:, :, a:b], [(keys[:, :, low:b], values[:, :, low:b])], mask))
-        h = _rest_of_layer(layer, h, mx.concatenate(pieces, axis=1) if len(pieces) > 1 else pieces[0])
-    return prefix
-
-
 def causal_mask(queries, keys, window: int | None):
     """`[..., S, n]`, True where a key's position is visible from a query's: not later, and inside the window."""
     q, k = queries[..., :, None], keys[..., None, :]
@@ -133,10 +85,99 @@ def causal_mask(queries, keys, window: int | None):
     return mask & (q - k < window) if window else mask
 
 
-def visible_prefix(prefix: Prefix, i: int, window: int | None, position: int):
-    """Keys and values of layer `i` that a query at `position` or later can see, and the position of the first."""
-    low = max(0, min(prefix.length, position - window + 1)) if window else 0
-    return prefix.keys[i][:, :, low:], prefix.values[i][:, :, low:], low
+class MlxLayers(LayerOperations):
+    """The operations of a layer by the modules of an mlx-lm model. Heads are apart as `[B, heads, S, d]`.
+
+    `offset` is the position of the first column: one number, or an array `[B]`.
+    """
+
+    def __init__(self, model, offset=0):
+        self.layers, self.config, self.offset = model.layers, Gemma3Config.from_args(model.args), offset
+
+    def norm(self, layer, name, x):
+        return attrgetter(name)(self.layers[layer])(x)
+
+    def project(self, layer, names, x):
+        return [attrgetter(name)(self.layers[layer])(x) for name in names]
+
+    def split_heads(self, x):
+        return x.reshape(*x.shape[:2], -1, self.config.head_dim).transpose(0, 2, 1, 3)
+
+    def rotate(self, layer, x, query):
+        turned = self.layers[layer].self_attn.rope(x, offset=self.offset)
+        return turned * self.config.attention_scale if query else turned
+
+    def gated_gelu(self, gate, up):
+        import mlx.nn as nn
+
+        return nn.gelu_approx(gate) * up
+
+    def add(self, stream, branch):
+        return stream + branch
+
+
+class PrefixLayers(MlxLayers):
+    """The prefix itself, whose keys and values are put into `prefix`; `chunk` queries at a time look at keys."""
+
+    def __init__(self, model, prefix: Prefix, chunk: int):
+        super().__init__(model)
+        self.prefix, self.chunk = prefix, chunk
+
+    def attend(self, layer, q, k, v):
+        mx = blas.mlx()
+        self.keep(k, v)
+        window, pieces = self.config.window(layer), []
+        for a in range(0, self.prefix.length, self.chunk):
+            b = min(a + self.chunk, self.prefix.length)
+            low = max(0, a - window + 1) if window else 0
+            mask = causal_mask(mx.arange(a, b), mx.arange(low, b), window)
+            pieces.append(attention(q[:, :, a:b], [(k[:, :, low:b], v[:, :, low:b])], mask))
+        return mx.concatenate(pieces, axis=1) if len(pieces) > 1 else pieces[0]
+
+    def keep(self, keys, values) -> None:
+        """Put the next layer's keys and values into the prefix."""
+        self.prefix.keys.append(keys)
+        self.prefix.values.append(values)
+
+
+class RowLayers(MlxLayers):
+    """Rows `[B, S]` behind a prefix, each attending to what it sees of the prefix and to its own tokens."""
+
+    def __init__(self, model, prefix: Prefix, queries, offset):
+        """`queries` `[S]` or `[B, S]` are the positions of the rows' tokens."""
+        super().__init__(model, offset)
+        self.prefix, self.queries, self.masks = prefix, queries, {}
+
+    def attend(self, layer, q, k, v):
+        kind, window = self.config.kinds[layer], self.config.window(layer)
+        parts, low = [self.own_keys_values(layer, k, v)], self.prefix.length
+        if self.prefix.length:
+            shared, shared_values, low = self.prefix.visible(layer, window)
+            if shared.shape[2]:
+                parts.insert(0, (shared, shared_values))
+        if kind not in self.masks:
+            self.masks[kind] = self.mask(low, window)
+        return attention(q, parts, self.masks[kind])
+
+    def own_keys_values(self, layer: int, k, v):
+        """Keys and values of the rows' own tokens, with those that earlier steps have kept."""
+        return k, v
+
+    def mask(self, low: int, window: int | None):
+        """What is visible of the prefix from position `low` on and of the own tokens, as `attention` takes it."""
+        return causal_mask(self.queries, blas.mlx().arange(low, self.prefix.length + len(self.queries)), window)
+
+
+def run_prefix(model, ids, chunk: int = 256) -> Prefix:
+    """Run `ids [P]` once and keep every layer's keys and values; `chunk` queries at a time look at keys."""
+    prefix = Prefix(int(ids.shape[0]))
+    if not prefix.length:
+        return prefix
+    layers, h, last = PrefixLayers(model, prefix, chunk), embed(model, ids[None]), len(model.layers) - 1
+    for i in range(last):
+        h = decoder_layer(layers, i, h)
+    layers.keep(*keys_values(layers, last, h))  # nothing reads the prefix's own output
+    return prefix
 
 
 def run_rows(model, ids, prefix: Prefix):
@@ -144,22 +185,8 @@ def run_rows(model, ids, prefix: Prefix):
 
     Rows are padded on the right: what stands behind a row's last token is never seen by a token of the row.
     """
-    mx = blas.mlx()
-    h = embed(model, ids)
-    P, S = prefix.length, ids.shape[1]
-    masks = {}
-    positions = mx.arange(P, P + S)
-    for i, layer in enumerate(model.layers):
-        attn, window = layer.self_attn, window_of(model, layer)
-        x = layer.input_layernorm(h)
-        q, (keys, values) = _queries(attn, x, P), _keys_values(attn, x, P)
-        parts = [(keys, values)]
-        low = 0
-        if P:
-            kept, kept_values, low = visible_prefix(prefix, i, window, P)
-            if kept.shape[2]:
-                parts.insert(0, (kept, kept_values))
-        if window not in masks:
-            masks[window] = causal_mask(positions, mx.arange(low, P + S), window)
-        h = _rest_of_layer(layer, h, _attend(q, parts, masks[window]))
+    positions = blas.mlx().arange(prefix.length, prefix.length + ids.shape[1])
+    layers, h = RowLayers(model, prefix, positions, prefix.length), embed(model, ids)
+    for i in range(len(model.layers)):
+        h = decoder_layer(layers, i, h)
     return h

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..core import blas
 from ..data.batches import Batch, round_up
 from . import mlx_forward as forward
+from .protocols import StepEngine
 
 
 def batch_arrays(batch: Batch, multiple: int = 1):
@@ -81,8 +82,8 @@ def cross_entropy_sum(model, h, targets, weights, chunk: int = 64):
     return entropy(h, targets, weights)[0]
 
 
-class MlxEngine:
-    """Loss and gradients by MLX, on any device."""
+class MlxEngine(StepEngine):
+    """A `StepEngine` by MLX, on any device."""
 
     name = "mlx"
 

@@ -12,10 +12,10 @@ class OrtError(RuntimeError):
     """The model cannot be loaded or run; the message is one line."""
 
 
-def open_session(path: Path, threads: int | None = None, taps: Sequence[str] = (), settings: dict | None = None):
+def open_session(path: Path, threads: int | None = None, collect: Sequence[str] = (), settings: dict | None = None):
     """An onnxruntime session on the CPU, quiet. `threads` None leaves the number to onnxruntime (one per core).
 
-    `taps` names tensors inside the graph that become outputs; `settings` are onnxruntime's session config entries.
+    `collect` names activations inside the graph that become outputs; `settings` are session config entries.
     """
     import onnx
     import onnxruntime
@@ -30,9 +30,9 @@ def open_session(path: Path, threads: int | None = None, taps: Sequence[str] = (
     if not path.exists():
         raise OrtError(f"{path} does not exist")
     source = str(path)
-    if taps:
+    if collect:
         model = onnx.load(source, load_external_data=False)
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in collect)
         source = model.SerializeToString()
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
@@ -45,10 +45,11 @@ class OrtModel:
     """A decoder with past keys and values on onnxruntime: token ids in, float32 logits and the new past out."""
 
     def __init__(
-        self, path: str | Path, threads: int | None = None, taps: Sequence[str] = (), settings: dict | None = None
+        self, path: str | Path, threads: int | None = None, collect: Sequence[str] = (), settings: dict | None = None
     ):
-        self.session = open_session(Path(path), threads, taps, settings)
-        self.taps, self.tapped = list(taps), {}  # tapped: what the last run gave for each tap
+        self.session = open_session(Path(path), threads, collect, settings)
+        self.collect = list(collect)
+        self.collected: dict[str, np.ndarray] = {}  # these activations of the last run
         self.inputs = {item.name: item for item in self.session.get_inputs()}
         self.past_names = [name for name in self.inputs if name.startswith("past_key_values.")]
         self.present_names = [name.replace("past_key_values", "present") for name in self.past_names]
@@ -73,7 +74,7 @@ class OrtModel:
         """One step: `ids` [batch, n] after `past`. Returns (logits float32 [batch, kept, vocab], past).
 
         `lengths` are the tokens each row has in `past` (default: all it holds); `keep` 0 gives every position. Where
-        `past` has room for `ids` behind the longest row, they are written into it, and it is the past that comes back.
+        `past` has capacity for `ids` behind the longest row, they are written into it, and it comes back.
         """
         batch, count = ids.shape
         held = past[0].shape()[2]
@@ -94,23 +95,23 @@ class OrtModel:
             if name in self.inputs:
                 binding.bind_ortvalue_input(name, self._value(value))
         if in_place:  # asking for all outputs, the past too, would cost more than a small node
-            logits = self._room((batch, min(keep or count, count), self.vocab), np.float32)
+            logits = self._allocate((batch, min(keep or count, count), self.vocab), np.float32)
             binding.bind_ortvalue_output("logits", logits)
         self.session.run_with_iobinding(binding)
-        found = [logits] if in_place and not self.taps else binding.get_outputs()
+        found = [logits] if in_place and not self.collect else binding.get_outputs()
         logits = found[0].numpy()
-        self.tapped = {name: value.numpy() for name, value in zip(self.taps, found[1:])}
+        self.collected = {name: value.numpy() for name, value in zip(self.collect, found[1:])}
         if not self.keeps and keep:
             logits = logits[:, -keep:]
         # what comes back of a past that was bound does not keep its memory alive
-        return logits, past if in_place else found[1 + len(self.taps) :]
+        return logits, past if in_place else found[1 + len(self.collect) :]
 
     def _bind(self, past: list, in_place: bool):
         """What the session reads and writes, but for this step's; kept while it writes into the same past."""
         if in_place and self._bound and self._bound[0] is past:
             return self._bound[1]
         binding = self.session.io_binding()
-        for name in ("logits", *self.taps):
+        for name in ("logits", *self.collect):
             binding.bind_output(name)
         for name, present, value in zip(self.past_names, self.present_names, past, strict=True):
             binding.bind_ortvalue_input(name, value)
@@ -118,18 +119,18 @@ class OrtModel:
                 binding.bind_ortvalue_output(present, value)
             else:
                 binding.bind_output(present)
-        self._bound = (past, binding) if in_place and not self.taps else None
+        self._bound = (past, binding) if in_place and not self.collect else None
         return binding
 
-    def stack(self, past: list, batch: int, room: int) -> list:
-        """A past of one row as `batch` rows, each with room for so many tokens more, into which `run` writes.
+    def stack(self, past: list, batch: int, capacity: int) -> list:
+        """A past of one row as `batch` rows, each with `capacity` for so many tokens more, into which `run` writes.
 
         Only for graphs with GroupQueryAttention (`right_padded`): others take the whole past for its tokens.
         """
         stacked = []
         for part in past:
             _, kv_heads, held, head_dim = part.shape()
-            value = self._room((batch, kv_heads, held + room, head_dim), self.past_dtype)
+            value = self._allocate((batch, kv_heads, held + capacity, head_dim), self.past_dtype)
             value.numpy()[:, :, :held] = part.numpy()
             stacked.append(value)
         return stacked
@@ -150,7 +151,7 @@ class OrtModel:
         return self.part(past, slice(len(alive))), order
 
     @staticmethod
-    def _room(shape: tuple[int, ...], kind):
+    def _allocate(shape: tuple[int, ...], kind):
         import onnxruntime
 
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind)

@@ -6,72 +6,6 @@ import torch
 import torch.nn.functional as F
 
 
-class PackedLinear(torch.autograd.Function):
-    """`x [T, in] @ weight^T` for a group of linear layers side by side; gradients go to each layer's own parameters.
-
-    `parts` are (start, stop, kind, scale, effective norm) of the group's outputs; `parameters` follow in that order:
-    LoRA A and B, DoRA A, B and m, or the full weight. With `wide` the result is float32, else of the weight's dtype.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, wide, parts, *parameters):
-        ctx.parts, ctx.parameters, ctx.weight, ctx.came = parts, parameters, weight, x.dtype
-        x = x.to(weight.dtype)
-        y = x @ weight.T
-        y = y.float() if wide else y
-        ctx.dora = any(kind == "dora" for _, _, kind, *_ in parts)
-        ctx.save_for_backward(x, y) if ctx.dora else ctx.save_for_backward(x)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, dtype = ctx.saved_tensors[0], ctx.weight.dtype
-        dy_low = dy.to(dtype)
-        dx = (dy_low @ ctx.weight).to(ctx.came) if ctx.needs_input_grad[0] else None
-        gradients, at = [], 0
-        low = [(p, ctx.parameters[i]) for p, i in _first_parameters(ctx.parts) if p[2] in ("lora", "dora")]
-        inner = x @ torch.cat([a for _, a in low], dim=1).to(dtype) if low else None  # x A of all parts at once
-        column, thin, thin_gradients = 0, [], []
-        for start, stop, kind, scale, norm in ctx.parts:
-            if kind is None:
-                continue
-            d = dy_low[:, start:stop]
-            if kind == "full":
-                gradients.append((d.T @ x).float())
-                at += 1
-                continue
-            a, b = ctx.parameters[at : at + 2]
-            rank = a.shape[1]
-            if kind == "dora":
-                m = ctx.parameters[at + 2]
-                dm = (
-                    torch.einsum("tj,tj->j", dy[:, start:stop].float(), ctx.saved_tensors[1][:, start:stop].float()) / m
-                )
-                d = d * (m / norm).to(dtype)
-            thin.append(d @ b.T.to(dtype))
-            db = (inner[:, column : column + rank].T @ d).float().mul_(scale)
-            column += rank
-            thin_gradients.append(len(gradients))
-            gradients += [None, db] + ([dm] if kind == "dora" else [])
-            at += 3 if kind == "dora" else 2
-        if thin:
-            together = (x.T @ torch.cat(thin, dim=1)).float()  # every dA of the group at once
-            column = 0
-            for index, t, (part, _) in zip(thin_gradients, thin, low):
-                gradients[index] = together[:, column : column + t.shape[1]] * part[3]
-                column += t.shape[1]
-        return (dx, None, None, None, *gradients)
-
-
-def _first_parameters(parts):
-    at = 0
-    for part in parts:
-        if part[2] is None:
-            continue
-        yield part, at
-        at += {"lora": 2, "dora": 3, "full": 1}[part[2]]
-
-
 class RMSNorm(torch.autograd.Function):
     """RMS norm over the last axis, times `1 + weight`."""
 
@@ -128,7 +62,15 @@ class Rotary(torch.autograd.Function):
         return rotate_halves(dy, cos, -sin), None, None
 
 
+def rotary_tables(theta: float, head_dim: int, positions):
+    """cos and sin `[T, 1, head_dim / 2]` of RoPE at `positions [T]`. Frequencies are float64 until they are rounded."""
+    inverse = (theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)).float()
+    angles = positions.float()[:, None] * inverse
+    return angles.cos()[:, None], angles.sin()[:, None]
+
+
 def rotate_halves(x, cos, sin):
+    """`x [T, heads, d]` rotated: element i of the first half is paired with element i of the second."""
     half = x.shape[-1] // 2
     out = torch.empty_like(x)
     a, b = x[..., :half], x[..., half:]
@@ -165,8 +107,8 @@ class Attention(torch.autograd.Function):
 
 
 def _transposed_product(a, b):
-    """`a^T b` of `[K, n, m]` and `[K, n, d]`. torch's bmm copies a transposed factor, its product of two matrices does
-    not, so a single key-value head goes that way."""
+    """`a^T b` of `[K, n, m]` and `[K, n, d]`. torch's bmm copies a transposed operand, its product of two matrices
+    does not, so a single key-value head goes that way."""
     return (b[0].T @ a[0]).T[None] if a.shape[0] == 1 else a.transpose(-1, -2) @ b
 
 

@@ -6,11 +6,13 @@ import contextlib
 import ctypes
 import os
 import warnings
+from operator import attrgetter
 
 import numpy as np
 import torch
 
 from ..core import blas
+from ..models.gemma3 import PROJECTIONS
 
 # oneDNN and torch's layer over it keep 0.6 MB for each shape of a bfloat16 product, up to 1024 shapes each. Batches
 # differ, so row counts are rounded up to few shapes, and few are kept.
@@ -59,14 +61,10 @@ def trim_memory() -> None:
 
 
 def linear_layers(layer):
-    """(group, name, module) of a layer's linear layers; a group's outputs stand side by side."""
-    attn, mlp = layer.self_attn, layer.mlp
-    for name in ("q_proj", "k_proj", "v_proj"):
-        yield "qkv", f"self_attn.{name}", attn[name]
-    yield "out", "self_attn.o_proj", attn["o_proj"]
-    for name in ("gate_proj", "up_proj"):
-        yield "gate_up", f"mlp.{name}", mlp[name]
-    yield "down", "mlp.down_proj", mlp["down_proj"]
+    """(names of the group, name, module) of a layer's linear layers; a group's outputs stand side by side."""
+    for names in PROJECTIONS:
+        for name in names:
+            yield names, name, attrgetter(name)(layer)
 
 
 def as_torch(array) -> torch.Tensor:

@@ -2,59 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ..core import blas
-from ..quantize.recipes import QuantizeError
+
+MODES = ("without_cache", "with_cache")
 
 
-def compare(a, b, prompts: Sequence[str | Sequence[int]], last: int | Sequence[int] = 48, window: int = 512) -> dict:
-    """Next-token distributions of `a` (the reference) and `b` over the `last` positions of each prompt.
+class LogitModel(Protocol):
+    """A model whose logits can be asked for, token by token: `OrtGenerator`, `MlxLogits`."""
 
-    `a` and `b` have `logits(ids, start, cached)` (`OrtGenerator`, `MlxLogits`); `prompts` are token ids, or strings
-    for `a.encode`. Returns `kl` (mean, nats), `kl_max`, `argmax_agreement`, `positions`, and the same for
-    `without_cache`, `with_cache`, `below_window` and `beyond_window` (None where no position is).
-    Raises QuantizeError for logits that are not finite.
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a rendered prompt."""
+
+    def logits(self, ids: Sequence[int], start: int = 0, cached: bool = False) -> np.ndarray:
+        """Logits after each of `ids[start:]`, float32 [len(ids) - start, vocab]; `cached` computes them over a cache."""
+
+
+class TokenDivergence(NamedTuple):
+    """Two models at each position of a text, three arrays [positions].
+
+    `kl` is the Kullback-Leibler divergence from the reference in nats, `tv` the total variation distance (the share of
+    probability that lies on other tokens), `same` whether the likeliest tokens are the same.
     """
-    parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    kl: np.ndarray
+    tv: np.ndarray
+    same: np.ndarray
+
+
+def divergence(
+    reference: LogitModel,
+    other: LogitModel,
+    prompts: Sequence[str | Sequence[int]],
+    last: int | Sequence[int] = 48,
+    window: int = 512,
+    modes: Sequence[str] = MODES,
+) -> dict:
+    """Next-token distributions of `other` against those of `reference`, over the `last` positions of each prompt.
+
+    `prompts` are token ids, or strings for `reference.encode`. `other` runs once in each of `modes`: a prompt at once,
+    or over a cache. Returns what `summarize` gives over all positions and modes, and the same by name for each mode,
+    for positions `below_window` and for those `beyond_window`, the model's attention window (None where no position is).
+    Raises ValueError for logits that are not finite, and where there is nothing to compare.
+    """
+    parts: dict[str, list[TokenDivergence]] = {name: [] for name in (*MODES, "below_window", "beyond_window")}
     lasts = [last] * len(prompts) if isinstance(last, int) else last
     for prompt, count in zip(prompts, lasts, strict=True):
-        ids = list(a.encode(prompt) if isinstance(prompt, str) else prompt)
+        ids = list(reference.encode(prompt) if isinstance(prompt, str) else prompt)
         start = max(1, len(ids) - count)
         if len(ids) <= start:
-            raise QuantizeError("a prompt has fewer than two tokens")
-        reference = log_softmax(_finite(a.logits(ids, start, False), "the reference"))
+            raise ValueError("a prompt has fewer than two tokens")
+        expected = log_softmax(_finite(reference.logits(ids, start, False), "the reference"))
         beyond = np.arange(start, len(ids)) >= window
-        for mode, cached in (("without_cache", False), ("with_cache", True)):
-            other = log_softmax(_finite(b.logits(ids, start, cached), "the variant"))
-            divergence = (np.exp(reference) * (reference - other)).sum(-1)
-            same = reference.argmax(-1) == other.argmax(-1)
-            parts.setdefault(mode, []).append((divergence, same))
+        for mode in modes:
+            found = log_softmax(_finite(other.logits(ids, start, mode == "with_cache"), "the variant"))
+            each = token_divergence(expected, found)
+            parts[mode].append(each)
             for name, where in (("below_window", ~beyond), ("beyond_window", beyond)):
                 if where.any():
-                    parts.setdefault(name, []).append((divergence[where], same[where]))
+                    parts[name].append(TokenDivergence(*(values[where] for values in each)))
+    whole = [each for mode in modes for each in parts[mode]]
+    if not whole:
+        raise ValueError("no prompts to compare on")
+    return summarize(whole) | {name: summarize(found) if found else None for name, found in parts.items()}
 
-    def mean(names: Iterable[str]) -> dict | None:
-        found = [pair for name in names for pair in parts.get(name, [])]
-        if not found:
-            return None
-        divergence, same = (np.concatenate(values) for values in zip(*found, strict=True))
-        return {
-            "kl": float(divergence.mean()),
-            "kl_max": float(divergence.max()),
-            "argmax_agreement": float(same.mean()),
-            "positions": len(same),
-        }
 
-    whole = mean(("without_cache", "with_cache"))
-    if whole is None:
-        raise QuantizeError("no prompts to compare on")
+def token_divergence(reference: np.ndarray, other: np.ndarray) -> TokenDivergence:
+    """The divergence at each position, from log probabilities [positions, vocab]."""
+    share = np.exp(reference)
+    kl = (share * (reference - other)).sum(-1)
+    tv = np.abs(share - np.exp(other)).sum(-1) / 2
+    return TokenDivergence(kl, tv, reference.argmax(-1) == other.argmax(-1))
+
+
+def summarize(found: Sequence[TokenDivergence]) -> dict:
+    """Over all positions: `kl` and `tv` (means), `kl_max`, `tv_error` (standard error of the mean), `argmax_agreement`
+    (positions with the same likeliest token, of all), `positions` (their number)."""
+    kl, tv, same = (np.concatenate(values) for values in zip(*found, strict=True))
     return {
-        **whole,
-        **{name: mean([name]) for name in ("without_cache", "with_cache", "below_window", "beyond_window")},
+        "kl": float(kl.mean()),
+        "kl_max": float(kl.max()),
+        "tv": float(tv.mean()),
+        "tv_error": float(tv.std() / len(tv) ** 0.5),
+        "argmax_agreement": float(same.mean()),
+        "positions": len(same),
     }
 
 
@@ -66,12 +102,12 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 def _finite(logits: np.ndarray, whose: str) -> np.ndarray:
     if not np.isfinite(logits).all():
-        raise QuantizeError(f"{whose} gives logits that are not finite")
+        raise ValueError(f"{whose} gives logits that are not finite")
     return logits
 
 
 class MlxLogits:
-    """Logits of an MLX model folder, for `compare`."""
+    """Logits of an MLX model folder, for `divergence`."""
 
     def __init__(self, folder: str | Path):
         blas.use_fast_blas()

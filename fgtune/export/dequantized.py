@@ -1,8 +1,9 @@
-"""A second graph over the weights of a quantised variant, for WebAssembly.
+"""A second graph over the weights of a quantised variant, for WebAssembly: DequantizeLinear nodes in QDQ style.
 
 onnxruntime's WASM build has no kernel for MatMulNBits: it unpacks every matrix anew at every step. In this graph each
-is a DequantizeLinear in front of a plain product over the very same bytes; told to (`SESSION`), onnxruntime unpacks
-them once, when it loads. That costs memory (four bytes a weight) and saves most of the time of a token.
+MatMulNBits is a DequantizeLinear and a plain matrix product, over the very same bytes. With the session config entries
+`SESSION`, onnxruntime unpacks them once, when it loads the model. That costs memory (four bytes a weight) and saves
+most of the time of a token.
 """
 
 from __future__ import annotations
@@ -12,14 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-#: Session settings without which onnxruntime would turn the nodes back into MatMulNBits.
+#: Session config entries without which onnxruntime would turn the nodes back into MatMulNBits.
 SESSION = {"session.disable_quant_qdq": "1"}
-
-
+#: Weights in one product. While a matrix is unpacked it is in memory twice, so larger ones are cut by rows.
+MAX_WEIGHTS = 2**25
 MS = "com.microsoft"
-
-
-LARGEST = 2**25  # weights of one product: while a matrix is unpacked it is in memory twice
 
 
 def write_dequantized(graph: str | Path, out: str | Path) -> bool:
@@ -61,19 +59,19 @@ class PackedMatMul:
         self.blocks = self.width // self.block
         self.kind = {4: TensorProto.UINT4, 8: TensorProto.UINT8}[about["bits"]]
         self.folder = folder
-        self.x, codes, scales, zeros = node.input
+        self.x, qweight, scales, zeros = node.input
         self.output = node.output[0]
-        self.codes, self.zeros = stored[codes], stored[zeros]
-        self.scales = stored[casts.get(scales, scales)]  # kept in float16 and widened by a Cast
+        self.qweight, self.zeros = stored[qweight], stored[zeros]
+        self.scales = stored[casts.get(scales, scales)]  # stored as float16, cast to float32 in a float32 graph
         self.tensors: list = []
 
     def products(self) -> list:
         """Nodes that make the same output, by parts of the rows where the matrix is large; fills `tensors`."""
         from onnx import helper
 
-        step = min(self.rows, max(1, LARGEST // self.width))
+        step = min(self.rows, max(1, MAX_WEIGHTS // self.width))
         starts = range(0, self.rows, step)
-        outputs = [f"{self.output}.wide.{start}" for start in starts] if len(starts) > 1 else [self.output]
+        outputs = [f"{self.output}.dequantized.{start}" for start in starts] if len(starts) > 1 else [self.output]
         nodes = []
         for start, output in zip(starts, outputs, strict=True):
             nodes += self._product(start, min(step, self.rows - start), output)
@@ -82,19 +80,20 @@ class PackedMatMul:
         return nodes
 
     def _product(self, start: int, count: int, output: str) -> list:
+        """Cast, DequantizeLinear and product for `count` rows of the matrix."""
         from onnx import TensorProto, helper
 
-        base = f"{self.output}.wide.{start}"
-        codes, half, scales, zeros, weight = (f"{base}.{w}" for w in ("codes", "half", "scales", "zeros", "weight"))
+        base = f"{self.output}.dequantized.{start}"
+        qweight, half, scales, zeros, weight = (f"{base}.{w}" for w in ("qweight", "half", "scales", "zeros", "weight"))
         self.tensors += [
-            self._part(self.codes, codes, self.kind, start, (count, self.width)),
+            self._part(self.qweight, qweight, self.kind, start, (count, self.width)),
             self._part(self.scales, half, self.scales.data_type, start, (count, self.blocks)),
             self._zeros(zeros, start, count),
         ]
         unpack = {"axis": 1, "block_size": self.block}
         return [
             helper.make_node("Cast", [half], [scales], name=scales, to=TensorProto.FLOAT),
-            helper.make_node("DequantizeLinear", [codes, scales, zeros], [weight], name=weight, **unpack),
+            helper.make_node("DequantizeLinear", [qweight, scales, zeros], [weight], name=weight, **unpack),
             helper.make_node("FusedMatMul", [self.x, weight], [output], f"{output}/product", domain=MS, transB=1),
         ]
 
@@ -113,6 +112,7 @@ class PackedMatMul:
 
     @functools.cached_property
     def _zero_bytes(self) -> np.ndarray:
+        """The packed zero points, uint8 [rows, bytes]."""
         from onnx import numpy_helper
 
         return numpy_helper.to_array(self.zeros, str(self.folder)).reshape(self.rows, -1)
@@ -129,11 +129,7 @@ class PackedMatMul:
         where = {item.key: item.value for item in tensor.external_data}
         size = int(where["length"]) // self.rows
         made.data_location = TensorProto.EXTERNAL
-        place = {
-            "location": where["location"],
-            "offset": int(where["offset"]) + start * size,
-            "length": shape[0] * size,
-        }
-        for key, value in place.items():
+        offset = int(where["offset"]) + start * size
+        for key, value in (("location", where["location"]), ("offset", offset), ("length", shape[0] * size)):
             made.external_data.add(key=key, value=str(value))
         return made

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 INLINE_BYTES = 8192  # smaller tensors stay in the .onnx file
-
-
 OPSET, IR_VERSION = 21, 10
+MICROSOFT_OPS = {"GroupQueryAttention", "SkipSimplifiedLayerNormalization", "MatMulNBits"}
 
 
 class Graph:
@@ -74,6 +73,3 @@ class Graph:
         save(model, str(self.path))
         if self.data.stat().st_size == 0:
             self.data.unlink()
-
-
-MICROSOFT_OPS = {"GroupQueryAttention", "SkipSimplifiedLayerNormalization", "MatMulNBits"}

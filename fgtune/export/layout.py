@@ -4,39 +4,56 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import ExportError
+from ..core.files import write_json
 
-#: variant -> (`model_file_name`, `dtype`) to give to transformers.js; the two make the name of the file.
-LOADING = {
-    "fp32": ("model", "fp32"),
-    "fp16": ("model", "fp16"),
-    "int8": ("model", "int8"),
-    "q4": ("model", "q4"),
-    "q4f16": ("model", "q4f16"),
-    "q4s": ("model_q4s", "fp32"),  # transformers.js has no dtype of that name: the file is named whole
+
+@dataclass(frozen=True)
+class Variant:
+    """One ONNX variant: what its file is called, what its floats are, and where the page may run it.
+
+    `file` and `dtype` are what transformers.js takes as `model_file_name` and `dtype`; the two make the file's name.
+    `half` says that inputs and outputs are 16-bit floats. `devices` are execution providers of onnxruntime-web.
+    """
+
+    file: str
+    dtype: str
+    half: bool = False
+    devices: tuple[str, ...] = ("webgpu", "wasm")
+
+
+#: Every variant of a model, fp32 first.
+VARIANTS = {
+    "fp32": Variant("model", "fp32"),
+    "fp16": Variant("model", "fp16", half=True, devices=("webgpu",)),
+    "int8": Variant("model", "int8", devices=("wasm",)),  # its integer operators have no WebGPU version
+    "q4": Variant("model", "q4"),
+    "q4f16": Variant("model", "q4f16", half=True, devices=("webgpu",)),
+    "q4s": Variant("model_q4s", "fp32"),  # transformers.js has no dtype of that name: the file is named whole
 }
-
-
 #: What transformers.js should load where nothing is said (device -> dtype).
 DEVICE_DTYPES = {"wasm": "q4", "webgpu": "q4f16", "cpu": "q4"}
-
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def loading(variant: str, wide: bool = False) -> tuple[str, str]:
-    """What transformers.js takes as (model_file_name, dtype); `wide` is the graph of `wide.py`. Raises ExportError."""
-    if variant not in LOADING:
-        raise ExportError(f"unknown variant {variant!r}: use one of {', '.join(LOADING)}")
-    name, dtype = LOADING[variant]
-    return f"{name}_wide" if wide else name, dtype
+def loading(variant: str, dequantized: bool = False) -> dict[str, str]:
+    """`{"model_file_name", "dtype"}` as transformers.js takes them. Raises ExportError for an unknown variant.
+
+    `dequantized` means the second graph over the variant's data file (`write_dequantized`).
+    """
+    if variant not in VARIANTS:
+        raise ExportError(f"unknown variant {variant!r}: use one of {', '.join(VARIANTS)}")
+    found = VARIANTS[variant]
+    return {"model_file_name": f"{found.file}_dequantized" if dequantized else found.file, "dtype": found.dtype}
 
 
-def model_file(variant: str, wide: bool = False) -> str:
+def model_file(variant: str, dequantized: bool = False) -> str:
     """`q4` -> `model_q4.onnx`, the name that transformers.js asks for. Raises ExportError for an unknown variant."""
-    name, dtype = loading(variant, wide)
+    name, dtype = loading(variant, dequantized).values()
     return f"{name}.onnx" if dtype == "fp32" else f"{name}_{dtype}.onnx"
 
 
@@ -72,15 +89,15 @@ def write_side_files(fused: Path, out: Path, positions: int) -> None:
         template.write_text(settings["chat_template"], encoding="utf-8")
     else:
         raise ExportError(f"{fused} has no chat template")
-    _write_json(out / "tokenizer_config.json", settings)
+    write_json(out / "tokenizer_config.json", settings)
     config = json.loads((fused / "config.json").read_text(encoding="utf-8"))
     generation = fused / "generation_config.json"
     given = json.loads(generation.read_text(encoding="utf-8")) if generation.exists() else {}
     ids = {key: given.get(key, config.get(key)) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config["max_position_embeddings"] = positions
     config.pop("transformers.js_config", None)
-    _write_json(out / "config.json", config)
-    _write_json(out / "generation_config.json", {"do_sample": False, **given, **ids})
+    write_json(out / "config.json", config)
+    write_json(out / "generation_config.json", {"do_sample": False, **given, **ids})
 
 
 def write_transformers_js_config(out: Path) -> dict:
@@ -90,10 +107,10 @@ def write_transformers_js_config(out: Path) -> dict:
     """
     config = json.loads((out / "config.json").read_text(encoding="utf-8"))
     external, there = {}, set()
-    for variant in LOADING:
-        file = out / "onnx" / model_file(variant)
+    for name, variant in VARIANTS.items():
+        file = out / "onnx" / model_file(name)
         if file.exists():
-            there.add(LOADING[variant][1] if LOADING[variant][0] == "model" else variant)
+            there.add(variant.dtype if variant.file == "model" else name)
         if data_files(file):
             external[file.name] = len(data_files(file))
     entry: dict = {"use_external_data_format": external}
@@ -101,7 +118,7 @@ def write_transformers_js_config(out: Path) -> dict:
     if devices:
         entry["device_config"] = devices
     config["transformers.js_config"] = entry
-    _write_json(out / "config.json", config)
+    write_json(out / "config.json", config)
     return entry
 
 
@@ -118,16 +135,10 @@ def variant_bytes(out: Path, variant: str) -> int:
 
 def op_counts(model: Path) -> dict[str, int]:
     """How often each operator occurs in an .onnx file, most frequent first."""
-    from collections import Counter
-
     import onnx
 
     nodes = onnx.load(str(model), load_external_data=False).graph.node
     return dict(Counter(node.op_type for node in nodes).most_common())
-
-
-def _write_json(path: Path, value) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_side_files(source: Path, out: Path) -> None:

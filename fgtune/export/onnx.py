@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import ExportError
@@ -34,10 +34,6 @@ class ExportReport:
     peak_mb: float
     max_positions: int
     ops: dict[str, int]
-
-    def as_dict(self) -> dict:
-        """The report as plain JSON values."""
-        return asdict(self)
 
 
 def export_onnx(

@@ -17,7 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def run_optimum(fused: Path, out: Path) -> int:
-    """Run optimum-onnx offline, its words to a log; returns the peak memory in the unit of `ru_maxrss`."""
+    """Run optimum-onnx offline, its output to a log; returns the peak memory in the unit of `ru_maxrss`.
+
+    Raises ExportError with the last line of its output.
+    """
     work = out / "onnx" / ".optimum"
     shutil.rmtree(work, ignore_errors=True)
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "onnx", "--model", str(fused),

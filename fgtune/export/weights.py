@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import ExportError
+from ..models.gemma3 import EMBEDDING
 
 
 class SafetensorsWeights:
@@ -38,11 +39,11 @@ class SafetensorsWeights:
         return 1 + self.matrix(name)
 
 
-EMBEDDING = "model.embed_tokens"
-
-
 class OnnxWeights:
-    """The matrices and norms of a `direct` fp32 export by name, mapped from its data file, not loaded."""
+    """The matrices and norms of a `direct` fp32 export by name, mapped from its data file, not loaded.
+
+    `positions` is the longest sequence that the export allows. Raises ExportError when the file is none.
+    """
 
     def __init__(self, path: Path):
         import onnx

@@ -5,18 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .template import render
-from .tokens import CONTROL_TOKEN
+from .tokens import CALL_END, CALL_START, CONTROL_TOKEN, ENDINGS, ESCAPE, RESPONSE_START
+from .tools import plain_tool
 from .values import KEY, MAX_DEPTH, MAX_INTEGER, NAME
 
-_CALL_START, _CALL_END, _ESCAPE = "<start_function_call>", "<end_function_call>", "<escape>"
-
-
-_ENDINGS = ("<start_function_response>", "<end_of_turn>", "<eos>")
-
-
 _SPACE = " \t\r\n"
-
-
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
@@ -40,7 +33,7 @@ def format_call(call: Call) -> str:
     """The call as the model writes it, `<start_function_call>call:…`. Raises FormatError for what cannot be carried."""
     function = {"name": call.name, "arguments": call.arguments}
     text = render([{"role": "assistant", "tool_calls": [{"type": "function", "function": function}]}])
-    return text[text.index(_CALL_START) : -len(_ENDINGS[0])]
+    return text[text.index(CALL_START) : -len(RESPONSE_START)]
 
 
 def parse_calls(text: str) -> list[Call]:
@@ -49,14 +42,6 @@ def parse_calls(text: str) -> list[Call]:
     Text may stand before the first call; one `<start_function_response>`, `<end_of_turn>` or `<eos>` may end it all.
     """
     return _Scanner(text).calls()
-
-
-def classify(text: str) -> str:
-    """ "call", "text" or "malformed": what a generated text is."""
-    try:
-        return "call" if parse_calls(text) else "text"
-    except CallSyntaxError:
-        return "malformed"
 
 
 def same_call(a: Call, b: Call, tool: dict | None = None) -> bool:
@@ -71,8 +56,7 @@ def same_call(a: Call, b: Call, tool: dict | None = None) -> bool:
 
 
 def _defaults(tool: dict | None) -> dict:
-    function = (tool or {}).get("function", tool or {})
-    properties = (function.get("parameters") or {}).get("properties") or {}
+    properties = (plain_tool(tool or {}).get("parameters") or {}).get("properties") or {}
     return {name: part["default"] for name, part in properties.items() if part.get("default") is not None}
 
 
@@ -93,7 +77,7 @@ class _Scanner:
 
     def __init__(self, text: str):
         text = text.rstrip(_SPACE)
-        ending = next((token for token in _ENDINGS if text.endswith(token)), "")
+        ending = next((token for token in ENDINGS if text.endswith(token)), "")
         self.text, self.at, self.steps = text.removesuffix(ending), 0, 0
 
     def fail(self, message: str, offset: int | None = None):
@@ -101,7 +85,7 @@ class _Scanner:
 
     def calls(self) -> list[Call]:
         text = self.text
-        first = text.find(_CALL_START)
+        first = text.find(CALL_START)
         stray = CONTROL_TOKEN.search(text, 0, len(text) if first < 0 else first)
         if stray:
             self.fail(f"The control token {stray.group()} stands in plain text", stray.start())
@@ -122,11 +106,11 @@ class _Scanner:
         self.at += len(token)
 
     def call(self) -> Call:
-        self.take(_CALL_START + "call:", "A call begins with <start_function_call>call:")
+        self.take(CALL_START + "call:", "A call begins with <start_function_call>call:")
         name = self.word(NAME, "A call needs the name of a tool")
         self.take("{", "The arguments begin with {")
         arguments = self.mapping(1)
-        self.take(_CALL_END, "A call ends with <end_function_call>")
+        self.take(CALL_END, "A call ends with <end_function_call>")
         return Call(name, arguments)
 
     def word(self, pattern: re.Pattern, message: str) -> str:
@@ -173,7 +157,7 @@ class _Scanner:
 
     def value(self, depth: int):
         self.steps += 1
-        if self.text.startswith(_ESCAPE, self.at):
+        if self.text.startswith(ESCAPE, self.at):
             return self.string()
         opening = self.text[self.at] if self.at < len(self.text) else ""
         if opening in ("{", "["):
@@ -188,14 +172,14 @@ class _Scanner:
         return self.number()
 
     def string(self) -> str:
-        start = self.at + len(_ESCAPE)
-        stop = self.text.find(_ESCAPE, start)
+        start = self.at + len(ESCAPE)
+        stop = self.text.find(ESCAPE, start)
         if stop < 0:
             self.fail("This text is not closed by <escape>")
         stray = CONTROL_TOKEN.search(self.text, start, stop)
         if stray:
             self.fail(f"The control token {stray.group()} stands in a text", stray.start())
-        self.at = stop + len(_ESCAPE)
+        self.at = stop + len(ESCAPE)
         return self.text[start:stop]
 
     def number(self) -> int | float:

@@ -1,5 +1,6 @@
 """What lint has to say, one finding at a time and as a table."""
 
+import difflib
 import html
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -89,3 +90,9 @@ def reporter(findings: list[Finding], file: str = "", example: str = "", tool: s
         findings.append(Finding(level, code, message, file, example, tool, where))
 
     return report
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one that is close to it, if there is one."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f' Did you mean "{close[0]}"?' if close else ""

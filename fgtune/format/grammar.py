@@ -9,27 +9,20 @@ from collections.abc import Iterable
 from .tokens import CONTROL_TOKEN, TOKEN_IDS
 
 MAX_DEPTH = 16
-
-
+MAX_DIGITS = 15  # the longest integers that are exact in JavaScript and in Python alike
 TYPES = ("string", "integer", "number", "boolean", "array", "object", "any")
+PIECE = re.compile(r"\w+|\W")  # a word or one other character; a verbatim argument is whole pieces
 
-
-PIECE = re.compile(r"\w+|\W")  # a word or one other character; a copied argument is whole pieces
-
-
-# 15 digits: the longest integers that are exact in JavaScript and in Python alike.
 _HEAD = f"""
 CONTENT: /(?s:.*)/ & ~/(?s:.*){CONTROL_TOKEN.pattern}(?s:.*)/
 TEXT: /(?s:.+)/ & ~/(?s:.*){CONTROL_TOKEN.pattern}(?s:.*)/
-INTEGER: /-?(0|[1-9][0-9]{{0,14}})/
-NUMBER: /-?(0|[1-9][0-9]{{0,14}})(\\.[0-9]{{1,15}})?/
+INTEGER: /-?(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})/
+NUMBER: /-?(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})(\\.[0-9]{{1,{MAX_DIGITS}}})?/
 KEY: /[A-Za-z_][A-Za-z0-9_]*/
 string: <[{TOKEN_IDS["escape"]}]> CONTENT <[{TOKEN_IDS["escape"]}]>
 boolean: "true" | "false"
 any: string | NUMBER | boolean
 """
-
-
 # Any tokens that spell what must come, as in JavaScript; llguidance would insist on the tokenizer's own.
 _FREE = '%llguidance {"no_forcing": true}'
 
@@ -38,8 +31,8 @@ class GrammarError(ValueError):
     """A tool that no grammar can be made for; the message is one line."""
 
 
-def said(prompt: str) -> list[str]:
-    """What stands in a rendered prompt after its first turn, the developer's, without control tokens and roles."""
+def user_spans(prompt: str) -> list[str]:
+    """The texts of a rendered prompt after the developer's turn (requests, answers, tool results), without markup."""
     _, _, rest = prompt.partition("<end_of_turn>")
     parts = re.split(CONTROL_TOKEN, re.sub(r"<start_of_turn>\w+\n", "<bos>", rest))
     return [part for part in parts if part.strip()]
@@ -50,24 +43,24 @@ def tool_grammar(
     text: bool = True,
     calls: bool = True,
     parallel: bool = True,
-    copied: Iterable[str] = (),
-    heard: Iterable[str] = (),
+    verbatim: Iterable[str] = (),
+    context: Iterable[str] = (),
 ) -> str:
     """A Lark grammar (llguidance's dialect) of answers about `tools`, the stop token included. Raises GrammarError.
 
-    The text arguments `copied` (`tool.argument`) are whole words of one of the texts `heard`.
+    `tools` are plain (`{"name", "parameters"}`). The text arguments `verbatim` (`tool.argument`) hold whole words of
+    one of the texts `context`; without a context they are free.
     """
     if not (text or calls):
         raise GrammarError("neither calls nor text are allowed: nothing is left to say")
     if calls and not tools:
         raise GrammarError("no tool to call")
-    heard = [PIECE.findall(each) for each in heard]
-    rules = _Rules(copied if heard else ())
+    context = [PIECE.findall(each) for each in context]
+    rules = _Rules(verbatim if context else ())
     starts = []
     if calls:
         names = []
-        for entry in tools:
-            tool = entry.get("function", entry)
+        for tool in tools:
             arguments = rules.object(tool.get("parameters") or {}, 0, tool["name"])
             names.append(f"{json.dumps('call:' + tool['name'])} {arguments}")
         rules.add("call", f"<[{TOKEN_IDS['call']}]> ({' | '.join(names)}) <[{TOKEN_IDS['end_call']}]>")
@@ -76,19 +69,20 @@ def tool_grammar(
     if text:
         rules.add("text", f"TEXT (<[{TOKEN_IDS['end_of_turn']}]> | <[{TOKEN_IDS['eos']}]>)")
         starts.append("text")
-    for i, pieces in enumerate(heard):
-        rules.add(f"HEARD{i}", f"%regex {json.dumps({'substring_chunks': pieces}, ensure_ascii=False)}")
-    if heard:
-        rules.add("COPY", f"({' | '.join(f'HEARD{i}' for i in range(len(heard)))}) & /(?s:\\S(.*\\S)?)/")
-        rules.add("copy", f"<[{TOKEN_IDS['escape']}]> COPY <[{TOKEN_IDS['escape']}]>")
+    for i, pieces in enumerate(context):
+        rules.add(f"CONTEXT{i}", f"%regex {json.dumps({'substring_chunks': pieces}, ensure_ascii=False)}")
+    if context:
+        spans = " | ".join(f"CONTEXT{i}" for i in range(len(context)))
+        rules.add("VERBATIM", f"({spans}) & /(?s:\\S(.*\\S)?)/")
+        rules.add("verbatim", f"<[{TOKEN_IDS['escape']}]> VERBATIM <[{TOKEN_IDS['escape']}]>")
     return "\n".join([_FREE, f"start: {' | '.join(starts)}", *rules.lines]) + "\n" + _HEAD
 
 
 class _Rules:
     """Rules made while walking through schemas."""
 
-    def __init__(self, copied: Iterable[str] = ()):
-        self.copied = frozenset(copied)
+    def __init__(self, verbatim: Iterable[str] = ()):
+        self.verbatim = frozenset(verbatim)
         self.lines: list[str] = []
         self.count = 0
 
@@ -115,8 +109,8 @@ class _Rules:
             return self.new(f'"[" {body} "]"' if schema.get("minItems", 0) > 0 else f'"[" ({body})? "]"')
         if kind == "object":
             return self.object(schema, depth, path)
-        if kind == "string" and path in self.copied:
-            return "copy"
+        if kind == "string" and path in self.verbatim:
+            return "verbatim"
         return {"integer": "INTEGER", "number": "NUMBER"}.get(kind, kind)
 
     def object(self, schema: dict, depth: int, path: str) -> str:

@@ -1,11 +1,10 @@
 """Lint of chat rows against the tools that they use."""
 
-import difflib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
-from .findings import Finding, FormatError, reporter
+from .findings import Finding, FormatError, did_you_mean, reporter
 from .messages import normalized_messages
 from .schema import arguments_validator
 from .template import TRIGGER, render
@@ -25,8 +24,8 @@ def lint_examples(
 
     `count_tokens` gives the length in tokens of a rendered row, to be held against `max_seq_length`.
     """
-    findings, ids, linted, called, offered = [], Counter(), {}, Counter(), {}
-    told = set()  # what one tool has to say is said once, however many rows carry it
+    findings, ids, called, offered = [], Counter(), Counter(), {}
+    tool_sets = _ToolSets(tools or [], tools_source, source)
     for number, row in enumerate(examples):
         name = str(row.get("id", f"row {number + 1}")) if isinstance(row, Mapping) else f"row {number + 1}"
         report = reporter(findings, source, name)
@@ -34,36 +33,60 @@ def lint_examples(
             report("error", "row-form", "", 'A row is an object with "messages". Convert it with the data loader.')
             continue
         ids[name] += 1
-        own = row.get("tools")
-        key = json.dumps(own if own is not None else tools, sort_keys=True, default=str)
-        if key not in linted:
-            normalized, notes = normalized_tools(
-                own if own is not None else tools or [], source if own else tools_source, True
-            )
-            linted[key] = {tool["function"]["name"]: tool["function"] for tool in normalized}, notes
-            findings += [note for note in notes if note not in told]
-            told.update(notes)
-        functions, notes = linted[key]
-        offered.update(dict.fromkeys(functions))
+        by_name, tool_notes = tool_sets.of_row(row, findings)
+        offered.update(dict.fromkeys(by_name))
         before = len(findings)
         messages = normalized_messages(row["messages"], report)
-        called.update(_lint_turns(messages, functions, report))
-        if any(finding.level == "error" for finding in findings[before:] + notes):
-            continue
-        try:
-            text = render(messages, list(functions.values()))
-        except FormatError as error:
-            report("error", "dialogue", "messages", str(error))
-            continue
-        if count_tokens and max_seq_length and (length := count_tokens(text)) > max_seq_length:
-            report("error", "too-long", "messages", f"The row has {length} tokens and max_seq_length is "
-                   f"{max_seq_length}. Shorten it, give it fewer tools, or raise the limit.")  # fmt: skip
-    report = reporter(findings, source)
+        called.update(_lint_turns(messages, by_name, report))
+        if not any(finding.level == "error" for finding in findings[before:] + tool_notes):
+            _lint_text(messages, list(by_name.values()), report, count_tokens, max_seq_length)
     for name, count in ids.items():
         if count > 1:
             reporter(findings, source, name)(
                 "warning", "duplicate-id", "", f"{count} rows have this id. Renumber them."
             )
+    _lint_balance(called, list(offered), reporter(findings, source))
+    return findings
+
+
+class _ToolSets:
+    """The tools of each row, normalised once for each different set; what a tool has to say is said once."""
+
+    def __init__(self, tools: list[dict], tools_source: str, source: str):
+        self.tools, self.tools_source, self.source = tools, tools_source, source
+        self.known: dict[str, tuple[dict, list[Finding]]] = {}
+        self.told: set[Finding] = set()
+
+    def of_row(self, row: Mapping, findings: list[Finding]) -> tuple[dict[str, dict], list[Finding]]:
+        """The row's tools by name and what was found in them; what is new goes to `findings`."""
+        own = row.get("tools")
+        key = json.dumps(own if own is not None else self.tools, sort_keys=True, default=str)
+        if key not in self.known:
+            normalized, notes = normalized_tools(
+                own if own is not None else self.tools, self.source if own else self.tools_source, describe=True
+            )
+            self.known[key] = {tool["name"]: tool for tool in normalized}, notes
+            findings += [note for note in notes if note not in self.told]
+            self.told.update(notes)
+        return self.known[key]
+
+
+def _lint_text(
+    messages: list[dict], tools: list[dict], report: Callable, count_tokens: Callable | None, limit: int | None
+) -> None:
+    """Whether the row can be rendered, and within the limit in tokens."""
+    try:
+        text = render(messages, tools)
+    except FormatError as error:
+        report("error", "dialogue", "messages", str(error))
+        return
+    if count_tokens and limit and (length := count_tokens(text)) > limit:
+        report("error", "too-long", "messages", f"The row has {length} tokens and max_seq_length is "
+               f"{limit}. Shorten it, give it fewer tools, or raise the limit.")  # fmt: skip
+
+
+def _lint_balance(called: Counter, offered: list[str], report: Callable) -> None:
+    """Tools that no row calls, and tools that are called more than ten times as often as another."""
     for name in offered:
         if name not in called:
             report("warning", "tool-unused", "", "No example calls this tool. Add some, or remove the tool.", tool=name)
@@ -74,11 +97,10 @@ def lint_examples(
             report(
                 "warning", "imbalance", "", f"{low} calls, but {high} of {most}. Add examples of {least}.", tool=least
             )
-    return findings
 
 
 def repair_examples(examples: list[dict], source: str = "examples") -> tuple[list[dict], list[Finding]]:
-    """The rows with arguments parsed, absent (null) arguments left out and tools repaired, and the findings."""
+    """The rows with arguments parsed, absent (null) arguments left out and plain, repaired tools, and the findings."""
     findings, normalized, told = [], [], set()
     for number, row in enumerate(examples):
         if not isinstance(row, Mapping) or not isinstance(row.get("messages"), list):
@@ -100,10 +122,10 @@ def repair_examples(examples: list[dict], source: str = "examples") -> tuple[lis
     return normalized, findings
 
 
-def _lint_turns(messages: list[dict], functions: dict[str, dict], report: Callable) -> Counter:
+def _lint_turns(messages: list[dict], tools: dict[str, dict], report: Callable) -> Counter:
     """Checks the assistant's turns of one row; how often each tool is called."""
     called, answers, last_calls = Counter(), 0, []
-    if functions and messages and messages[0]["role"] not in ("developer", "system"):
+    if tools and messages and messages[0]["role"] not in ("developer", "system"):
         report("warning", "no-trigger", "messages", f'The base model expects a developer message: "{TRIGGER}".')
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
@@ -127,7 +149,7 @@ def _lint_turns(messages: list[dict], functions: dict[str, dict], report: Callab
             report("error", "empty-answer", where, "The answer is empty. Write a text or a call.")
         for i, call in enumerate(calls):
             called[call["name"]] += 1
-            _lint_call(call, functions, f"{where}.tool_calls[{i}]", report)
+            _lint_call(call, tools, f"{where}.tool_calls[{i}]", report)
     if not answers:
         report("error", "no-target", "messages", "No assistant turn, so there is nothing to learn. Add the answer.")
     elif messages[-1]["role"] != "assistant":
@@ -137,18 +159,18 @@ def _lint_turns(messages: list[dict], functions: dict[str, dict], report: Callab
     return called
 
 
-def _lint_call(call: dict, functions: dict[str, dict], where: str, report: Callable) -> None:
+def _lint_call(call: dict, tools: dict[str, dict], where: str, report: Callable) -> None:
     name = call["name"]
-    if name not in functions:
+    if name not in tools:
         report(
             "error",
             "unknown-tool",
             where,
-            f"No such tool.{did_you_mean(name, functions)} Declare it or correct the name.",
+            f"No such tool.{did_you_mean(name, tools)} Declare it or correct the name.",
             tool=name,
         )
         return
-    parameters = functions[name].get("parameters") or {"type": "object"}
+    parameters = tools[name].get("parameters") or {"type": "object"}
     for error in arguments_validator(json.dumps(parameters)).iter_errors(call["arguments"]):
         place = ".".join([f"{where}.arguments", *(str(step) for step in error.absolute_path)])
         value = json.dumps(error.instance, ensure_ascii=False)
@@ -178,8 +200,3 @@ def _lint_call(call: dict, functions: dict[str, dict], where: str, report: Calla
         else:
             code, text = "constraint", f"{error.message}. Correct the value or the schema."
         report("error", code, place, text, tool=name)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f' Did you mean "{close[0]}"?' if close else ""

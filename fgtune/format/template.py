@@ -12,8 +12,6 @@ from .messages import normalize_messages
 from .tools import normalize_tools
 
 TRIGGER = "You are a model that can do function calling with the following functions"
-
-
 TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
 
 

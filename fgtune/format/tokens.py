@@ -1,18 +1,11 @@
-"""Control tokens and stop ids: each fact once."""
+"""Control tokens and stop ids: each fact once in Python; the copies in JavaScript are tested against these."""
 
 from __future__ import annotations
 
 import re
 
-STOP_IDS = (1, 50, 106)  # <eos>, <start_function_response> (after calls), <end_of_turn> (after text)
-
-
-CONTROL_TOKEN = re.compile(
-    r"<(?:pad|eos|bos|unk|mask|escape|image_soft_token|unused[0-9]+"
-    r"|(?:start|end)_(?:function_declaration|function_call|function_response|of_turn|of_image))>"
-)
-
-
+#: Gemma 3's own entries that begin or end a text or a turn.
+GEMMA_TOKENS = {1: "<eos>", 2: "<bos>", 105: "<start_of_turn>", 106: "<end_of_turn>"}
 #: The seven reserved entries of Gemma 3's vocabulary that FunctionGemma names (shared ids 46 to 52).
 CONTROL_TOKENS = {
     46: "<start_function_declaration>",
@@ -23,12 +16,25 @@ CONTROL_TOKENS = {
     51: "<end_function_response>",
     52: "<escape>",
 }
-
-
 IMAGE_TOKENS = ("<start_of_image>", "<end_of_image>")
 
+CALL_START, CALL_END, RESPONSE_START = CONTROL_TOKENS[48], CONTROL_TOKENS[49], CONTROL_TOKENS[50]
+ESCAPE, EOS, TURN_END = CONTROL_TOKENS[52], GEMMA_TOKENS[1], GEMMA_TOKENS[106]
+ENDINGS = (RESPONSE_START, TURN_END, EOS)  # what ends an answer: after calls, after a text, after a text
 
-TOKEN_IDS = {"call": 48, "end_call": 49, "response": 50, "escape": 52, "eos": 1, "end_of_turn": 106}
+_ID = {token: i for i, token in (GEMMA_TOKENS | CONTROL_TOKENS).items()}
+TOKEN_IDS = {
+    "call": _ID[CALL_START],
+    "end_call": _ID[CALL_END],
+    "response": _ID[RESPONSE_START],
+    "escape": _ID[ESCAPE],
+    "eos": _ID[EOS],
+    "end_of_turn": _ID[TURN_END],
+}
+END_OF_TURN = TOKEN_IDS["end_of_turn"]
+STOP_IDS = tuple(sorted(_ID[token] for token in ENDINGS))
 
-
-END_OF_TURN = 106
+#: Every control token but `<unused0>`, `<unused1>` and so on, as it is spelled. Texts, names and keys must hold none.
+SPELLINGS = ("<pad>", "<unk>", "<mask>", "<image_soft_token>",
+             *GEMMA_TOKENS.values(), *CONTROL_TOKENS.values(), *IMAGE_TOKENS)  # fmt: skip
+CONTROL_TOKEN = re.compile(f"<(?:{'|'.join(token[1:-1] for token in SPELLINGS)}|unused[0-9]+)>")

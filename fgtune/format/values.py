@@ -7,24 +7,14 @@ from decimal import Decimal
 
 from .tokens import CONTROL_TOKEN
 
-NAME = re.compile(r"[^\x00-\x20{}\[\],<>]+")  # a tool's name: dots, hyphens, slashes and colons are fine
-
-
+# A tool's name: dots, hyphens, slashes and colons are fine, and single spaces between its words.
+NAME = re.compile(r"[^\x00-\x20{}\[\],<>]+(?: [^\x00-\x20{}\[\],<>]+)*")
 KEY = re.compile(r"[^{}\[\]:,]+")  # an argument's name
-
-
 RESERVED = ("description", "type", "properties", "required", "nullable")
-
-
+METASPACE = "\u2581"  # stands for a space in the vocabulary
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 MAX_INTEGER = 2**53 - 1  # JavaScript's Number.MAX_SAFE_INTEGER
-
-
 MAX_DEPTH = 32
-
-
 # What Python's strip() and JavaScript's trim() remove; the two differ by U+001C…1F, U+0085 and U+FEFF.
 WHITESPACE = "".join(chr(code) for code in range(0x3001) if chr(code).isspace()) + "\ufeff"
 
@@ -43,6 +33,9 @@ def check_text(text: str, where: str, report: Callable) -> str:
     if token := CONTROL_TOKEN.search(text):
         report("error", "control-token", where,
                f"The text holds the control token {token.group()}, which steers the model. Remove it.")  # fmt: skip
+    if METASPACE in text:
+        report("error", "metaspace", where, f'The text holds "{METASPACE}" (U+2581), which the tokenizer reads as a '
+               "space. Write a space or an underscore.")  # fmt: skip
     if _SURROGATE.search(text):
         report("error", "half-character", where, "The text holds half of a character (a lone surrogate). Remove it.")
     return text
@@ -101,7 +94,7 @@ def check_keys(keys: list, where: str, report: Callable) -> None:
 
 def check_name(name, where: str, report: Callable, what: str = "tool") -> str:
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        report("error", f"{what}-name", where, f"The {what} needs a name without spaces and without any of "
-               f"{{ }} [ ] , < >; it is {name!r}. Rename it.")  # fmt: skip
+        report("error", f"{what}-name", where, f"The {what} needs a name without any of {{ }} [ ] , < > "
+               f"and with single spaces between words at most; it is {name!r}. Rename it.")  # fmt: skip
         return "unnamed"
-    return name
+    return check_text(name, where, report)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..models.gemma3 import embedding_scale, layer_kinds, rope_frequencies, rope_settings
-from .blocks import Rounded, dequantize, grid
+from ..models.gemma3 import FINAL_NORM, Gemma3Config, LayerOperations, decoder_layer, layer_tensor
+from .blocks import QuantizedMatrix, dequantize, grid
 
 
 def damped_inverse(hessian: np.ndarray, percdamp: float = 0.01) -> np.ndarray:
@@ -32,7 +32,7 @@ def upper_factor(inverse: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.linalg.cholesky(inverse).T, dtype=np.float32)
 
 
-def round_gptq(weight: np.ndarray, factor: np.ndarray, bits: int, block: int) -> Rounded:
+def round_gptq(weight: np.ndarray, factor: np.ndarray, bits: int, block: int) -> QuantizedMatrix:
     """Like `round_nearest`, but each column's error is made up for by the columns after it.
 
     `factor` is the `upper_factor` of the `damped_inverse` of the sum of x xᵀ over the calibration tokens.
@@ -56,7 +56,7 @@ def round_gptq(weight: np.ndarray, factor: np.ndarray, bits: int, block: int) ->
             errors[k] = (part[k] - (code - zero) * scale) / local[k, k]
             part[k + 1 :] -= local[k, k + 1 :, None] * errors[k]
         work[end:] -= factor[start:end, end:].T @ errors
-    return np.ascontiguousarray(codes.T), np.ascontiguousarray(scales.T), np.ascontiguousarray(zeros.T)
+    return QuantizedMatrix(*(np.ascontiguousarray(part.T) for part in (codes, scales, zeros)))
 
 
 class PackedRows:
@@ -70,8 +70,11 @@ class PackedRows:
         ends = np.cumsum([prefix, *(len(row) for row in own)])
         self.segments = [(0, prefix)] * bool(prefix) + list(zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True))
 
-    def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, window: int | None) -> np.ndarray:
-        """Causal attention to the prefix and the own segment; q, k, v are [tokens, heads (of their own), width]."""
+    def attend(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int | None) -> np.ndarray:
+        """Causal attention of scaled queries to the prefix and the own segment.
+
+        `q`, `k` and `v` are [tokens, heads (of their own), head_dim]; so is the result, with the heads of `q`.
+        """
         result = np.empty_like(q)
         share = q.shape[1] // k.shape[1]
         for start, end in self.segments:
@@ -79,7 +82,7 @@ class PackedRows:
             distance = self.positions[start:end, None] - self.positions[seen][None]
             hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
             for head in range(q.shape[1]):
-                logits = (q[start:end, head] * np.float32(scale)) @ k[seen, head // share].T
+                logits = q[start:end, head] @ k[seen, head // share].T
                 logits[hidden] = -np.inf
                 logits -= logits.max(-1, keepdims=True)
                 np.exp(logits, out=logits)
@@ -104,90 +107,94 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return np.float32(0.5) * x * (1 + np.tanh(np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)))
 
 
-class Stream:
-    """One of the two passes through the decoder: its residual stream, and what flows beside it."""
+Pair = tuple[np.ndarray, np.ndarray]  # the same in the exact and in the rounded model
 
-    def __init__(self, rows: PackedRows, config: dict, embedded: np.ndarray):
-        self.rows, self.config = rows, config
-        self.stream = embedded * embedding_scale(config["hidden_size"])
-        self.x = self.stream
-        self.epsilon = config["rms_norm_eps"]
 
-    def read(self, weight: np.ndarray) -> None:
-        """Norm of the stream, the input of the next matrices."""
-        self.x = rms_norm(self.stream, weight, self.epsilon)
+class RoundingPass(LayerOperations):
+    """The exact and the rounded model in lockstep; each matrix is rounded where its inputs are known, into `rounded`.
 
-    def add(self, y: np.ndarray, weight: np.ndarray) -> None:
-        """Add a normed branch to the stream."""
-        self.stream = self.stream + rms_norm(y, weight, self.epsilon)
+    All that flows is a `Pair`. It computes with NumPy: another library adds in another order, and so rounds to other
+    codes.
+    """
 
-    def attend(self, q, k, v, q_norm, k_norm, turn, window) -> None:
-        """Attention over flat q, k and v."""
-        width = self.config["head_dim"]
-        q, k, v = (part.reshape(len(part), -1, width) for part in (q, k, v))
-        q = rotate(rms_norm(q, q_norm, self.epsilon), *turn)
-        k = rotate(rms_norm(k, k_norm, self.epsilon), *turn)
-        scale = float(self.config.get("query_pre_attn_scalar") or width) ** -0.5
-        self.x = self.rows.attend(q, k, v, scale, window).reshape(len(q), -1)
+    def __init__(
+        self,
+        config: Gemma3Config,
+        weights,
+        rows: PackedRows,
+        quantization_parameters: Callable[[str], tuple[int, int]],
+        asymmetric: float,
+        percdamp: float,
+    ):
+        self.config, self.weights, self.rows = config, weights, rows
+        self.quantization_parameters, self.asymmetric, self.percdamp = quantization_parameters, asymmetric, percdamp
+        self.rounded: dict[str, QuantizedMatrix] = {}
+        self.rope = {}
+        for kind, rope in config.rope.items():
+            angles = rows.positions[:, None].astype(np.float32) * rope.frequencies(config.head_dim)
+            self.rope[kind] = (np.cos(angles)[:, None], np.sin(angles)[:, None])
+
+    def norm(self, layer, name, x: Pair) -> Pair:
+        return self.rms_norm(layer_tensor(layer, name), x)
+
+    def rms_norm(self, name: str, x: Pair) -> Pair:
+        """The norm whose whole name is `name`."""
+        weight = self.weights.norm(name)
+        return tuple(rms_norm(part, weight, self.config.rms_norm_eps) for part in x)
+
+    def project(self, layer, names, x: Pair) -> list[Pair]:
+        """Round the matrices `names`, which see the same inputs; their outputs in both models."""
+        exact, ours = x
+        inverse = damped_inverse(ours.T @ ours, self.percdamp)
+        factor, shift = upper_factor(inverse), None
+        if self.asymmetric:
+            cross = (exact - ours).T @ ours
+            shift = np.float32(self.asymmetric) * (cross @ inverse.astype(np.float32))
+        outputs = []
+        for name in (layer_tensor(layer, name) for name in names):
+            matrix = np.ascontiguousarray(self.weights.matrix(name), dtype=np.float32)
+            target = matrix if shift is None else matrix + matrix @ shift
+            self.rounded[name] = round_gptq(target, factor, *self.quantization_parameters(name))
+            outputs.append((exact @ matrix.T, ours @ dequantize(self.rounded[name]).T))
+        return outputs
+
+    def split_heads(self, x: Pair) -> Pair:
+        return tuple(part.reshape(len(part), -1, self.config.head_dim) for part in x)
+
+    def rotate(self, layer, x: Pair, query) -> Pair:
+        turned = tuple(rotate(part, *self.rope[self.config.kinds[layer]]) for part in x)
+        return tuple(part * np.float32(self.config.attention_scale) for part in turned) if query else turned
+
+    def attend(self, layer, q: Pair, k: Pair, v: Pair) -> Pair:
+        window = self.config.window(layer)
+        return tuple(self.rows.attend(*parts, window).reshape(len(parts[0]), -1) for parts in zip(q, k, v))
+
+    def gated_gelu(self, gate: Pair, up: Pair) -> Pair:
+        return tuple(gelu(a) * b for a, b in zip(gate, up))
+
+    def add(self, stream: Pair, branch: Pair) -> Pair:
+        return tuple(a + b for a, b in zip(stream, branch))
 
 
 def round_decoder(
     config: dict,
     weights,
     rows: PackedRows,
-    embedded: tuple[np.ndarray, np.ndarray],
-    bits_and_block: Callable[[str], tuple[int, int]],
+    embedded: Pair,
+    quantization_parameters: Callable[[str], tuple[int, int]],
     asymmetric: float = 1.0,
     percdamp: float = 0.01,
-) -> tuple[dict[str, Rounded], Stream, Stream]:
+) -> tuple[dict[str, QuantizedMatrix], np.ndarray, np.ndarray]:
     """Round every projection in the order in which data meets them.
 
-    `weights` gives `matrix(name)` and `norm(name)`; `embedded` are the rows of the exact and of the stored embedding;
-    `bits_and_block(name)` gives (bits, block). `asymmetric` is how much of the earlier errors a matrix makes up for (0 to 1).
-    Returns the rounded matrices, and the passes through the exact and the rounded model up to the final norm.
+    `weights` gives `matrix(name)` and `norm(name)`; `embedded` are the rows [tokens, hidden] of the exact and of the
+    stored embedding; `quantization_parameters(name)` gives (bits, block). `asymmetric` is how much of the earlier errors a
+    matrix makes up for (0 to 1).
+    Returns the rounded matrices, and the normed states [tokens, hidden] behind the exact and the rounded layers.
     """
-    exact, ours = (Stream(rows, config, part) for part in embedded)
-    found: dict[str, Rounded] = {}
-    turns = {}
-    for kind, (theta, scaling) in rope_settings(config).items():
-        angles = rows.positions[:, None].astype(np.float32) * rope_frequencies(theta, config["head_dim"], scaling)
-        turns[kind] = (np.cos(angles)[:, None], np.sin(angles)[:, None])
-
-    def both(norm: str, method: str, *branches: np.ndarray) -> None:
-        weight = weights.norm(norm)
-        for i, stream in enumerate((exact, ours)):
-            getattr(stream, method)(*(branch[i] for branch in branches), weight)
-
-    def project(*names: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Round matrices that see the same inputs; their outputs in the exact and in the rounded model."""
-        inverse = damped_inverse(ours.x.T @ ours.x, percdamp)
-        factor = upper_factor(inverse)
-        shift = None
-        if asymmetric:
-            cross = (exact.x - ours.x).T @ ours.x
-            shift = np.float32(asymmetric) * (cross @ inverse.astype(np.float32))
-        results = []
-        for name in names:
-            matrix = np.ascontiguousarray(weights.matrix(name), dtype=np.float32)
-            target = matrix if shift is None else matrix + matrix @ shift
-            found[name] = round_gptq(target, factor, *bits_and_block(name))
-            results.append((exact.x @ matrix.T, ours.x @ dequantize(found[name]).T))
-        return results
-
-    for i, local in enumerate(layer_kinds(config)):
-        layer = f"model.layers.{i}"
-        both(f"{layer}.input_layernorm", "read")
-        q, k, v = project(*(f"{layer}.self_attn.{part}_proj" for part in "qkv"))
-        norms = [weights.norm(f"{layer}.self_attn.{part}_norm") for part in "qk"]
-        window = config["sliding_window"] if local else None
-        for side, stream in enumerate((exact, ours)):
-            stream.attend(q[side], k[side], v[side], *norms, turns["local" if local else "global"], window)
-        (y,) = project(f"{layer}.self_attn.o_proj")
-        both(f"{layer}.post_attention_layernorm", "add", y)
-        both(f"{layer}.pre_feedforward_layernorm", "read")
-        gate, up = project(f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj")
-        exact.x, ours.x = gelu(gate[0]) * up[0], gelu(gate[1]) * up[1]
-        (y,) = project(f"{layer}.mlp.down_proj")
-        both(f"{layer}.post_feedforward_layernorm", "add", y)
-    both("model.norm", "read")
-    return found, exact, ours
+    gemma = Gemma3Config.from_dict(config)
+    layers = RoundingPass(gemma, weights, rows, quantization_parameters, asymmetric, percdamp)
+    stream = tuple(part * gemma.embedding_scale for part in embedded)
+    for i in range(gemma.layers):
+        stream = decoder_layer(layers, i, stream)
+    return layers.rounded, *layers.rms_norm(FINAL_NORM, stream)

@@ -19,16 +19,32 @@ def measure_peaks(
     onnx_dir: str | Path,
     calibration: Sequence[Sequence[int]],
     threads: int | None = None,
-    divided: Mapping[str, np.ndarray] | None = None,
+    channel_scales: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, float]:
     """The largest absolute value by kind of tensor in the fp32 model; the prefix that all rows share is run once.
 
-    `divided` says by what a variant divides the channels of a tensor (`smooth.SmoothQuant`).
+    A tensor in `channel_scales` is divided by its scales first, as `SmoothQuant` does. Raises QuantizeError for values
+    that are not finite.
     """
+    path = Path(onnx_dir) / "onnx" / model_file("fp32")
+    watched = _kinds_of_tensors(path)
+    model = OrtModel(path, threads, sorted(watched))
+    rows = packed_rows(calibration)
+    peaks = dict.fromkeys(sorted(set(watched.values())), 0.0)
+    for _, values in run_segments(model, rows):
+        for name, value in values.items():
+            peak = float(np.abs(value / (channel_scales or {}).get(name, 1)).max())
+            if not np.isfinite(peak):
+                raise QuantizeError(f"the fp32 model gives {peak} in {name}")
+            peaks[watched[name]] = max(peaks[watched[name]], peak)
+    return peaks
+
+
+def _kinds_of_tensors(path: Path) -> dict[str, str]:
+    """The tensors of the fp32 graph that could overflow in float16, by name, each with its kind."""
     import onnx
 
-    path = Path(onnx_dir) / "onnx" / model_file("fp32")
-    watched: dict[str, str] = {}  # tensor -> kind
+    watched: dict[str, str] = {}
     for node in onnx.load(str(path), load_external_data=False).graph.node:
         name = node.output[0]
         if node.op_type == "MatMul":
@@ -44,16 +60,7 @@ def measure_peaks(
             watched[name] = "residual stream"
         elif name.endswith((".mlp.product", ".mlp.act")):
             watched[name] = "mlp product"
-    model = OrtModel(path, threads, sorted(watched))
-    rows = packed_rows(calibration)
-    peaks = dict.fromkeys(sorted(set(watched.values())), 0.0)
-    for _, tapped in run_segments(model, rows):
-        for tap, value in tapped.items():
-            peak = float(np.abs(value / (divided or {}).get(tap, 1)).max())
-            if not np.isfinite(peak):
-                raise QuantizeError(f"the fp32 model gives {peak} in {tap}")
-            peaks[watched[tap]] = max(peaks[watched[tap]], peak)
-    return peaks
+    return watched
 
 
 def residual_scale(peaks: dict[str, float], margin: float = 4.0) -> float:

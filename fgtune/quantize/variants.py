@@ -1,6 +1,6 @@
 """Smaller variants of an exported model: fewer bits where they cost nothing, rounding that looks at the user's data.
 
-Every variant is written anew by `export.write_decoder` from the fp32 export; only how a matrix is stored differs. The
+Every variant is written anew by `write_decoder` from the fp32 export; only how a matrix is stored differs. The
 embedding is stored once and serves as lookup table and as head. Matrices become MatMulNBits nodes; the lookup uses
 standard operators over the same bytes, since the browser's WASM build has no GatherBlockQuantized.
 """
@@ -28,7 +28,7 @@ from ..export.weights import OnnxWeights
 from .calibration import calibrate
 from .half import measure_peaks, residual_scale
 from .recipes import RECIPES, QuantizeError, Recipe, check_recipe
-from .writer import Packed
+from .writer import QuantizedWriter
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,6 @@ class VariantReport:
     peaks: dict[str, float]
     ops: dict[str, int]
 
-    def as_dict(self) -> dict:
-        """The report as plain JSON values."""
-        return asdict(self)
-
 
 def quantize(
     onnx_dir: str | Path,
@@ -56,49 +52,66 @@ def quantize(
     calibration: Sequence[Sequence[int]] | None = None,
     recipe: Recipe | None = None,
     threads: int | None = None,
-    words: Iterable[int] | None = None,
+    token_ids: Iterable[int] | None = None,
 ) -> VariantReport:
     """Write `variant` of the fp32 export in `onnx_dir` to `out_dir` (default: the same folder). Raises QuantizeError.
 
     `calibration` are token ids of whole training rows; variants that round by GPTQ or compute in float16 need them.
-    `words` are the ids that a recipe with `mixed_precision_rows` stores with more bits (default: those of `calibration`).
+    `token_ids` are the embedding rows that a recipe with `mixed_precision_rows` stores with more bits (default: the
+    tokens of `calibration`).
     """
     source = Path(onnx_dir)
     out = Path(out_dir) if out_dir is not None else source
-    if variant == "fp32" or variant not in RECIPES:
-        raise QuantizeError(f"unknown variant {variant!r}: use one of {', '.join(RECIPES)}")
-    recipe = recipe or RECIPES[variant]
-    check_recipe(recipe)
-    if (recipe.half or (recipe.method == "gptq" and recipe.bits)) and not calibration:
-        raise QuantizeError(f"{variant} needs calibration rows: give token ids of training rows")
+    recipe = _choose_recipe(variant, recipe, calibration)
     begin = time.perf_counter()
     config = read_config(source)
-    if words is None:
-        words = {token for row in calibration or () for token in row}
-    words = np.unique(np.array(list(words), np.int64)) if recipe.mixed_precision_rows else np.empty(0, np.int64)
-    try:
-        weights = OnnxWeights(source / "onnx" / model_file("fp32"))
-    except ExportError as error:
-        raise QuantizeError(str(error)) from None
-    rounded, divided = {}, {}
-    if recipe.method == "gptq" and recipe.bits:
-        weights, rounded = calibrate(source, config, weights, recipe, calibration, words, threads)
-        divided = weights.divided
-    peaks = measure_peaks(source, calibration, threads, divided) if recipe.half else {}
+    weights = _open_export(source)
+    precise = _high_precision_rows(recipe, token_ids, calibration)
+    rounded, channel_scales = {}, {}
+    if _uses_gptq(recipe):
+        weights, rounded = calibrate(source, config, weights, recipe, calibration, precise, threads)
+        channel_scales = weights.channel_scales
+    peaks = measure_peaks(source, calibration, threads, channel_scales) if recipe.half else {}
     scale = residual_scale(peaks) if recipe.half else 1.0
     if out.resolve() != source.resolve():
         copy_side_files(source, out)
     target = out / "onnx" / model_file(variant)
-    style = Packed(recipe, rounded, scale, words)
-    write_decoder(target, config, weights, style, weights.positions, variant=variant)
+    writer = QuantizedWriter(recipe, rounded, scale, precise)
+    write_decoder(target, config, weights, writer, weights.positions, variant=variant)
     write_transformers_js_config(out)
-    return VariantReport(
-        variant,
-        str(target),
-        variant_bytes(out, variant),
-        time.perf_counter() - begin,
-        asdict(recipe),
-        scale,
-        peaks,
-        op_counts(target),
-    )
+    seconds = time.perf_counter() - begin
+    size, ops = variant_bytes(out, variant), op_counts(target)
+    return VariantReport(variant, str(target), size, seconds, asdict(recipe), scale, peaks, ops)
+
+
+def _choose_recipe(variant: str, recipe: Recipe | None, calibration: Sequence[Sequence[int]] | None) -> Recipe:
+    """The recipe given, or the variant's own. Raises QuantizeError where it cannot be followed."""
+    if variant not in RECIPES:
+        raise QuantizeError(f"unknown variant {variant!r}: use one of {', '.join(RECIPES)}")
+    recipe = recipe or RECIPES[variant]
+    check_recipe(recipe)
+    if (recipe.half or _uses_gptq(recipe)) and not calibration:
+        raise QuantizeError(f"{variant} needs calibration rows: give token ids of training rows")
+    return recipe
+
+
+def _uses_gptq(recipe: Recipe) -> bool:
+    return recipe.method == "gptq" and bool(recipe.bits)
+
+
+def _open_export(source: Path) -> OnnxWeights:
+    try:
+        return OnnxWeights(source / "onnx" / model_file("fp32"))
+    except ExportError as error:
+        raise QuantizeError(str(error)) from None
+
+
+def _high_precision_rows(
+    recipe: Recipe, token_ids: Iterable[int] | None, calibration: Sequence[Sequence[int]] | None
+) -> np.ndarray:
+    """The embedding rows that get more bits, sorted, int64; none where the recipe wants none."""
+    if not recipe.mixed_precision_rows:
+        return np.empty(0, np.int64)
+    if token_ids is None:
+        token_ids = {token for row in calibration or () for token in row}
+    return np.unique(np.array(list(token_ids), np.int64))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..format.grammar import GrammarError, said, tool_grammar
+from ..format.grammar import GrammarError, tool_grammar, user_spans
 from ..format.tokens import TOKEN_IDS
 
 
@@ -63,7 +63,7 @@ class Constraint:
         from llguidance import LLMatcher, grammar_from
 
         begin = time.perf_counter()
-        text = tool_grammar(self.tools, **self.options, copied=self.copied, heard=said(self.prompt))
+        text = tool_grammar(self.tools, **self.options, verbatim=self.copied, context=user_spans(self.prompt))
         self.matcher = LLMatcher(self.grammar.tokens, grammar_from("lark", text))
         if self.matcher.is_error():
             raise GrammarError(self.matcher.get_error().splitlines()[0])

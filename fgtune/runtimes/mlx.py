@@ -53,16 +53,6 @@ class MlxGenerator:
                 out[i], self.finished[i] = ids, end
         return out
 
-    def next_logits(self, prompts: Sequence[str]):
-        """Logits that follow the last token of each prompt: NumPy float32 `[prompts, vocabulary]`."""
-        mx = blas.mlx()
-        rows, decoder = self.encode(prompts), self._decoder()
-        out = np.zeros((len(rows), self.model.args.vocab_size), np.float32)
-        for prefix, batch in self._batches(rows):
-            state = decoder([rows[i][prefix.length :] for i in batch], prefix)
-            out[batch] = np.array(self._logits(state).astype(mx.float32))
-        return out
-
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt; ValueError for one without a token."""
         rows = [list(self.tokenizer.encode(p, add_special_tokens=False)) for p in prompts]

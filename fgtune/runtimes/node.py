@@ -144,7 +144,7 @@ class NodeGenerator(NodeProcess):
     def _answers(self, prompts: list[str], constraints: Sequence[Constraint] | None, share: bool) -> list[dict]:
         if isinstance(prompts, str):
             raise TypeError("prompts is a list of strings, not one string")
-        held = [{"tools": one.tools, "copied": one.copied, **one.options} for one in constraints or ()]
+        held = [{"tools": one.tools, "verbatim": one.copied, **one.options} for one in constraints or ()]
         request = {"op": "generate", "prompts": list(prompts), "maxTokens": self.max_tokens, "share": share}
         request["grammars"] = held or None
         answers = list(self.ask(request, last=lambda answer: "done" in answer))[:-1]

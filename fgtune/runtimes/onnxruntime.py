@@ -55,6 +55,18 @@ class OrtGenerator:
         self.ids: list[list[int]] = []  # of the last call
         self.finished: list[bool] = []  # of the last call: did each answer come to a stop token
         self._prefix: tuple[tuple[int, ...], list] = ((), self.model.empty())
+        self._given = False  # whether the prefix is one of `use_prompt_cache`, which stays
+
+    def use_prompt_cache(self, ids: Sequence[int], arrays: dict[str, np.ndarray]) -> None:
+        """Start prompts that begin with `ids` from these keys and values (by input name), as a deployed page does.
+
+        Raises OrtError when they are not of this model.
+        """
+        shape = (1, self.model.past_shape[1], len(ids), self.model.past_shape[3])
+        if any(name not in arrays or arrays[name].shape != shape for name in self.model.past_names):
+            raise OrtError(f"the prompt cache does not hold {len(ids)} tokens of this model")
+        past = [self.model._value(arrays[name].astype(self.model.past_dtype)) for name in self.model.past_names]
+        self._prefix, self._given = (tuple(ids), past), True
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a rendered prompt; it carries its own <bos>."""
@@ -94,12 +106,15 @@ class OrtGenerator:
         """Logits after each of `ids[start:]`, float32 [len(ids) - start, vocab].
 
         `cached` runs `ids[:start]` first, then a chunk, then the last tokens one by one, as generation does.
+        Both start from the keys and values of `use_prompt_cache` where they hold no more than `ids[:start]`.
         """
-        row = np.array([list(ids)])
+        row, (known, past) = np.array([list(ids)]), self._prefix
+        if not self._given or start < len(known) or tuple(ids[: len(known)]) != known:
+            known, past = (), self.model.empty()
         if not cached:
-            return self.model.run(row, self.model.empty(), keep=len(ids) - start)[0][0]
-        past, found = self.model.empty(), []
-        bounds = sorted({0, start, max(start, len(ids) - 4), *range(max(start, len(ids) - 4), len(ids) + 1)})
+            return self.model.run(row[:, len(known) :], past, keep=len(ids) - start)[0][0]
+        found = []
+        bounds = sorted({len(known), start, max(start, len(ids) - 4), *range(max(start, len(ids) - 4), len(ids) + 1)})
         for begin, end in pairwise(bounds):
             logits, past = self.model.run(row[:, begin:end], past, keep=end - begin if begin >= start else 1)
             if begin >= start:
@@ -130,12 +145,13 @@ class OrtGenerator:
         ids = tuple(rows[0][: common_prefix(rows)]) if len(rows) > 1 else ()
         known = self._prefix[0]
         if known and all(len(row) > len(known) and tuple(row[: len(known)]) == known for row in rows):
-            if len(known) >= len(ids) or len(rows) == 1:
+            if self._given or len(known) >= len(ids) or len(rows) == 1:
                 return self._prefix[1]
         past = self.model.empty()
         if ids:
             _, past = self.model.run(np.array([ids]), past)
-        self._prefix = (ids, past)
+        if not self._given:
+            self._prefix = (ids, past)
         return past
 
     def _suffix(self, row: list[int], past: list) -> tuple[np.ndarray, list]:

@@ -10,12 +10,10 @@ from pathlib import Path
 from ..core.errors import DeployError, ToolMissing
 from ..core.project import project_root
 from ..runtimes.node import NodeProcess, find_package
-from .build import _query
+from .build import query_text
 from .server import serving
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge", "brave-browser")
-
-
 MAC_BROWSERS = tuple(
     f"{home}/Applications/{name}.app/Contents/MacOS/{name}"
     for name in ("Google Chrome", "Chromium", "Microsoft Edge", "Brave Browser")
@@ -68,13 +66,13 @@ def try_in_browser(
     """Serve the site on loopback, ask the cases in headless Chromium through the page itself, as a person would.
 
     `cases` are texts or rows with `userQuery`. Returns per case `{query, text, ids, calls, error, problems, seconds,
-    ttft, tokens_per_second, new_tokens, prompt_tokens, reused_tokens, grammar_ms (per token, where held to it),
+    ttft, tokens_per_second, new_tokens, prompt_tokens, reused_tokens, grammar_ms (per token, where constrained),
     answer}`; the first also carries `page` (device, variant, why, load seconds, memory) and `screenshots` (paths, when
     a folder is given). Without `isolated` the headers are left out and the service worker is blocked: one thread. With
-    `memory` "small" the weights stay packed. `constrained` (True, False, "call") chooses in place of the site.
+    `memory` "small" the page takes the packed graph. `constrained` (True, False, "call") chooses in place of the site.
     `timeout` is seconds for each step.
     """
-    queries = [_query(case) for case in cases]
+    queries = [query_text(case) for case in cases]
     if not queries or not all(queries):
         raise DeployError("no case to ask, or one without a text")
     folder = Path(screenshots).resolve() if screenshots else None

@@ -168,7 +168,7 @@ const scenarios = {
     }, /404|ERR_|Failed to load/);
   },
 
-  /** Tools that changed since the prefix was baked: it is not used, a new one is made and kept. */
+  /** Tools that changed since the prompt cache was computed: it is not used, a new one is made and kept. */
   async other_tools() {
     return fresh({ serviceWorkers: 'block' }, async ({ context, page, job: here }) => {
       await context.route('**/site.json', async (route) => {
@@ -189,6 +189,19 @@ const scenarios = {
       await tick(page, 'tools-on', false);
       assert.deepEqual((await ask(page, job.queries[0])).turns[0].answer.ids, ids);
       return { ids: [ids], prompts: [prompt] };
+    });
+  },
+
+  /** A site that another version built: one line says what to do. */
+  async other_format() {
+    return fresh({ serviceWorkers: 'block' }, async ({ context, page, job: here }) => {
+      await context.route('**/site.json', async (route) => {
+        const response = await route.fetch();
+        await route.fulfill({ response, json: { ...(await response.json()), format: 1 } });
+      });
+      await visit(page, here);
+      assert.match(await text(page, '#setup-message'), /site\.json has format 1, and this page reads 2: build the site again$/);
+      assert.equal(await text(page, '#load'), 'Try again');
     });
   },
 
@@ -267,8 +280,8 @@ const scenarios = {
       await accessible(page, 'dark');
       await page.setViewportSize({ width: 360, height: 740 });
       await accessible(page, 'phone');
-      const [wide, room] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
-      assert.ok(wide <= room, `nothing sticks out: ${wide} of ${room}`);
+      const [needed, width] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+      assert.ok(needed <= width, `nothing sticks out: ${needed} of ${width}`);
       await page.emulateMedia({ colorScheme: 'light' });
       await page.locator('#theme').click();
       await page.locator('#theme').click();

@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { Template } from "@huggingface/jinja";
 import {
-  CallSyntaxError, FormatError, Scanner, classify, findControlToken, formatCall, parseCalls, sameCall,
+  CallSyntaxError, FormatError, Scanner, findControlToken, formatCall, parseCalls,
 } from "../../web/calls.js";
 
 const read = (path) => readFileSync(new URL(path, import.meta.url), "utf8");
@@ -31,7 +31,7 @@ test("what is written is the template's text and is read back", () => {
     for (const ending of ["", "<start_function_response>", "<end_of_turn>\n", "<eos>"]) {
       const found = parseCalls(written + ending);
       assert.equal(found.length, calls.length);
-      found.forEach((one, i) => assert.ok(sameCall(one, calls[i]) && sameCall(calls[i], one)));
+      assert.deepEqual(found, calls);
       assert.equal(found.map(formatCall).join(""), calls.map(formatCall).join(""));
     }
   }
@@ -45,16 +45,13 @@ test("malformed texts are refused at the same place", () => {
       assert.equal([...text.slice(0, error.index)].length, offset);
       return true;
     });
-    assert.equal(classify(text), "malformed");
   }
 });
 
 test("clean answers have no calls", () => {
   for (const text of ["", "Hello.", "call:f{a:1}", "a < b {x} <escape", "It is 15°C 🌍\nin Paris.", "Hi.<end_of_turn>\n"]) {
     assert.deepEqual(parseCalls(text), []);
-    assert.equal(classify(text), "text");
   }
-  assert.equal(classify("<start_function_call>call:f{}<end_function_call>"), "call");
 });
 
 test("names of arguments that objects have already", () => {
@@ -62,8 +59,7 @@ test("names of arguments that objects have already", () => {
     const one = call(JSON.parse(`{"${key}": {"a": 1}}`));
     const [found] = parseCalls(formatCall(one));
     assert.deepEqual(Object.keys(found.arguments), [key]);
-    assert.ok(sameCall(found, one));
-    assert.ok(!sameCall(found, call({})) && !sameCall(call({}), found));
+    assert.deepEqual(Object.getOwnPropertyDescriptor(found.arguments, key)?.value, { a: 1 });
     assert.equal({}.a, undefined);
   }
 });
@@ -75,28 +71,17 @@ test("numbers", () => {
 });
 
 test("what the format cannot carry is refused", () => {
-  for (const value of [null, undefined, NaN, Infinity, 2 ** 53, 10n, () => 1, "<escape>", "a<end_of_turn>", "\ud800", { "a:b": 1 }, { "": 1 },
+  for (const value of [null, undefined, NaN, Infinity, 2 ** 53, 10n, () => 1, "<escape>", "a<end_of_turn>", "a\u2581b", "\ud800", { "a:b": 1 }, { "": 1 },
     [null], { "\uff5e": 1, "\u{1f600}": 2 }])
     assert.throws(() => formatCall(call({ a: value })), FormatError);
-  assert.throws(() => formatCall(call({}, "a b")), FormatError);
+  assert.throws(() => formatCall(call({}, "a  b")), FormatError);
   assert.throws(() => formatCall(call([1])), FormatError);
   let deep = 1;
   for (let i = 0; i < 31; i++) deep = [deep];
-  assert.ok(sameCall(parseCalls(formatCall(call({ a: deep })))[0], call({ a: deep })));
+  assert.deepEqual(parseCalls(formatCall(call({ a: deep }))), [call({ a: deep })]);
   assert.throws(() => formatCall(call({ a: [deep] })), FormatError);
   assert.equal(findControlToken("a <unused12> b"), "<unused12>");
   assert.equal(findControlToken("a <b> c"), null);
-});
-
-test("comparison tells types apart", () => {
-  const same = (a, b) => sameCall(call({ v: a }), call({ v: b }));
-  for (const [a, b] of [[5, "5"], [true, 1], ["a", "A"], [[1, 2], [2, 1]], [[1], [1, 1]], [{ x: 1 }, { x: 1, y: 2 }], [{}, []], ["", {}], [[], ""]])
-    assert.ok(!same(a, b) && !same(b, a), JSON.stringify([a, b]));
-  for (const [a, b] of [[5, 5.0], [{ x: 1, y: [2] }, { y: [2], x: 1 }], ["é", "é"]]) assert.ok(same(a, b));
-  assert.ok(!sameCall(call({}), call({}, "g")));
-  const tool = { name: "f", parameters: { properties: { unit: { type: "string", default: "C" } } } };
-  for (const one of [tool, { type: "function", function: tool }]) assert.ok(sameCall(call({ unit: "C" }), call({}), one));
-  assert.ok(!sameCall(call({ unit: "F" }), call({}), tool) && !sameCall(call({ unit: "C" }), call({})));
 });
 
 test("the cost is linear", () => {

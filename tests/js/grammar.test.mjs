@@ -2,8 +2,8 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import test from 'node:test';
-import { classify, parseCalls } from '../../web/calls.js';
-import { GrammarProcessor, compileGrammar, said, sortVocabulary } from '../../web/grammar.js';
+import { parseCalls } from '../../web/calls.js';
+import { GrammarProcessor, compileGrammar, userSpans, sortVocabulary } from '../../web/grammar.js';
 import { checkCall } from '../../web/schema.js';
 
 const STOPS = ['<start_function_response>', '<end_of_turn>', '<eos>'];
@@ -88,7 +88,7 @@ for (const mode of ['any', 'call']) {
       assert.notEqual(stop, null, 'it ends within the limit');
       const text = decode(vocabulary, ids);
       const calls = parseCalls(text); // throws when malformed
-      assert.equal(classify(text), mode === 'call' || calls.length ? 'call' : 'text');
+      assert.ok(mode !== 'call' || calls.length);
       assert.equal(stop === vocabulary.control.get('<start_function_response>'), calls.length > 0);
       for (const call of calls) {
         seen.add(call.name);
@@ -167,18 +167,18 @@ function fits(grammar, text) {
   return grammar.states[state].distance === 0;
 }
 
-test('a copied argument holds words of the request', () => {
+test('a verbatim argument holds words of the request', () => {
   const text = { type: 'string' };
   const tools = [{ name: 'note', parameters: { properties: { free: text, tags: { type: 'array', items: text }, text } } }];
   const prompt = '<bos><start_of_turn>developer\nBuy milk<end_of_turn>\n<start_of_turn>user\nBuy crème, then go<end_of_turn>\n<start_of_turn>model\n';
-  assert.deepEqual(said(prompt), ['Buy crème, then go']);
-  const grammar = compileGrammar(tools, { copied: ['note.text', 'note.tags'], heard: said(prompt) });
+  assert.deepEqual(userSpans(prompt), ['Buy crème, then go']);
+  const grammar = compileGrammar(tools, { verbatim: ['note.text', 'note.tags'], context: userSpans(prompt) });
   const spell = (inner) => fits(grammar, `<start_function_call>call:note{${inner}}<end_function_call><start_function_response>`);
   for (const words of ['crème', 'Buy crème, then', 'crème,', 'go', 'Buy crème, then go']) assert.ok(spell(`text:<escape>${words}<escape>`), words);
   for (const words of ['creme', 'crè', 'hen go', ' crème', 'crème, ', '', 'Buy go', 'milk', 'go go']) assert.ok(!spell(`text:<escape>${words}<escape>`), words);
   assert.ok(spell('tags:[<escape>Buy<escape>,<escape>go<escape>]') && !spell('tags:[<escape>Buy<escape>,<escape>sell<escape>]'));
   assert.ok(spell('free:<escape>anything<escape>'));
-  assert.ok(fits(compileGrammar(tools, { copied: ['note.text'] }), '<start_function_call>call:note{text:<escape>x<escape>}<end_function_call><start_function_response>'));
+  assert.ok(fits(compileGrammar(tools, { verbatim: ['note.text'] }), '<start_function_call>call:note{text:<escape>x<escape>}<end_function_call><start_function_response>'));
 });
 
 test('the shipped tools compile, and what they should say is allowed', () => {

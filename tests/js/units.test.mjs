@@ -1,11 +1,11 @@
-/** Calculator, schema checks, results made fit for the prompt, prefix files, device choice, resumed downloads. */
+/** Calculator, schema checks, results made fit for the prompt, prompt cache files, device choice, resumed downloads. */
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { createServer } from 'node:http';
 import test from 'node:test';
 import { calculate, evaluate } from '../../web/calculator.js';
 import { candidates } from '../../web/device.js';
-import { commonLength, halfToFloat, readSafetensors, sharedPrefix, writeSafetensors } from '../../web/engine.js';
+import { commonLength, halfToFloat, readPromptCache, sharedPrefix, writePromptCache } from '../../web/engine.js';
 import { runCall } from '../../web/index.js';
 import { checkCall, disarm } from '../../web/schema.js';
 import { PART, Store } from '../../web/store.js';
@@ -53,13 +53,13 @@ test('results of tools', async () => {
   assert.deepEqual(await runCall(call, [], { f: () => { throw new Error('no <escape>'); } }), { name: 'f', status: 'failed', response: { error: 'no ‹escape>' } });
 });
 
-test('prefix files', () => {
+test('prompt cache files', () => {
   const data = Float32Array.from([1, -2.5, 3, 4]);
-  const buffer = writeSafetensors({ 'past_key_values.0.key': { dims: [1, 1, 2, 2], data } }, { ids: '[1,2]' });
-  const { metadata, tensors } = readSafetensors(buffer);
-  assert.deepEqual(metadata, { ids: '[1,2]' });
+  const buffer = writePromptCache({ hash: 'x', ids: [1, 2], tensors: { 'past_key_values.0.key': { dims: [1, 1, 2, 2], data } } });
+  const { hash, ids, tensors } = readPromptCache(buffer);
+  assert.deepEqual({ hash, ids }, { hash: 'x', ids: [1, 2] });
   assert.deepEqual([...tensors['past_key_values.0.key'].data], [...data]);
-  assert.throws(() => readSafetensors(buffer.slice(0, buffer.byteLength - 1)), /cut short/);
+  assert.throws(() => readPromptCache(buffer.slice(0, buffer.byteLength - 1)), /cut short/);
   assert.deepEqual([...halfToFloat(Uint16Array.from([0x3c00, 0xc000, 0x0001, 0x7bff, 0x8000]))], [1, -2, 2 ** -24, 65504, -0]);
   assert.deepEqual(sharedPrefix([[1, 2, 3], [1, 2, 4], [1, 2, 3, 5]]), [1, 2]);
   assert.deepEqual(sharedPrefix([[1, 2], [1, 2]]), [1], 'each keeps a token of its own');
@@ -77,12 +77,12 @@ test('device choice', () => {
   assert.deepEqual(short(candidates({ ...browser, gpu: false, gpuWhy: 'none', isolated: false }, variants)), ['wasm q4 1']);
   assert.match(candidates({ ...browser, gpu: false, gpuWhy: 'none', isolated: false }, variants)[0].why, /none; one thread, because/);
   assert.deepEqual(short(candidates(browser, variants, { device: 'wasm', threads: 2 })), ['wasm q4 2']);
-  const wide = { q4: { ...variants.q4, wide: {} } };
-  const ways = (list) => list.map((candidate) => candidate.wide);
-  assert.deepEqual(ways(candidates({ ...browser, roomy: true }, wide)), [false, true, false], 'packed again when that fails');
-  assert.deepEqual(ways(candidates({ ...browser, roomy: false }, wide, { device: 'wasm' })), [false]);
-  assert.deepEqual(ways(candidates({ ...browser, roomy: true }, wide, { device: 'wasm', memory: 'small' })), [false]);
-  assert.match(candidates(browser, wide, { device: 'wasm', memory: 'small' })[0].why, /stay packed/);
+  const both = { q4: { ...variants.q4, dequantized: {} } };
+  const ways = (list) => list.map((candidate) => candidate.dequantized);
+  assert.deepEqual(ways(candidates({ ...browser, roomy: true }, both)), [false, true, false], 'packed again when that fails');
+  assert.deepEqual(ways(candidates({ ...browser, roomy: false }, both, { device: 'wasm' })), [false]);
+  assert.deepEqual(ways(candidates({ ...browser, roomy: true }, both, { device: 'wasm', memory: 'small' })), [false]);
+  assert.match(candidates(browser, both, { device: 'wasm', memory: 'small' })[0].why, /stay packed/);
   assert.throws(() => candidates(browser, variants, { device: 'wasm', variant: 'q4f16' }), /q4f16 does not runs? on wasm|q4f16/);
 });
 

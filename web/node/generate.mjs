@@ -1,7 +1,7 @@
 /**
  * Answers requests on stdin, one JSON object a line, with one JSON object a line on stdout:
  *   {"op": "load", "folder": "...", "load": {"model_file_name": "model", "dtype": "q4"}} -> {"loaded": true, "seconds": 1.2, ...}
- *   {"op": "generate", "prompts": ["<bos>..."], "maxTokens": 256, "grammars": [{"tools": [...], "copied": ["f.a"]}] or null}
+ *   {"op": "generate", "prompts": ["<bos>..."], "maxTokens": 256, "grammars": [{"tools": [...], "verbatim": ["f.a"]}] or null}
  *                                                                    -> {"index": 0, "ids": [...], "text": "...", ...} each, then {"done": true}
  *   {"op": "render", "messages": [...], "tools": [...]}              -> {"text": "<bos>..."}
  *   {"op": "encode", "texts": [...]}                                 -> {"ids": [[...], ...]}
@@ -20,8 +20,8 @@ try {
   write({ failure: `transformers.js is not installed: run npm ci in the project's root (${error.message.split('\n')[0]})` });
   process.exit(1);
 }
-const { loadEngine, sharedPrefix } = await import('../engine.js');
-const { compileGrammar, GrammarProcessor, said, vocabularyOf } = await import('../grammar.js');
+const { loadEngine, readPromptCache, sharedPrefix } = await import('../engine.js');
+const { compileGrammar, GrammarProcessor, userSpans, vocabularyOf } = await import('../grammar.js');
 
 let engine = null;
 let vocabulary = null;
@@ -58,7 +58,7 @@ const operations = {
     for (const [index, ids] of encoded.entries()) {
       if (!share) model.last = null;
       const { tools, ...rest } = grammars?.[index] ?? {};
-      const grammar = tools && new GrammarProcessor(compileGrammar(tools, { ...rest, heard: said(prompts[index]) }), vocabulary);
+      const grammar = tools && new GrammarProcessor(compileGrammar(tools, { ...rest, context: userSpans(prompts[index]) }), vocabulary);
       const answer = await model.generateIds(ids, { maxTokens, grammar });
       write({ index, ids: answer.ids, text: model.decode(answer.ids), finished: answer.finished, stats: answer.stats });
     }
@@ -76,10 +76,8 @@ const operations = {
   /** Continue after keys and values from a file: the deployed prefix, checked without a browser. */
   async prefix({ file }) {
     const { readFile } = await import('node:fs/promises');
-    const { readSafetensors } = await import('../engine.js');
     const bytes = await readFile(file);
-    const { metadata, tensors } = readSafetensors(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length));
-    need().setPrefix({ ids: JSON.parse(metadata.ids), tensors });
+    need().setPrefix(readPromptCache(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length)));
     write({ prefixTokens: need().stored.ids.length });
   },
 };

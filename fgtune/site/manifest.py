@@ -1,0 +1,94 @@
+"""`site.json`: what a site holds, and how the page checks and loads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from ..core.errors import DeployError
+from ..export.dequantized import SESSION
+from ..export.layout import VARIANTS, loading, model_file
+
+SITE_FORMAT = 2  # of site.json; the same number stands in web/store.js
+PART = 4 * 1024 * 1024  # bytes per checked part of a download; the same number stands in web/store.js
+READ_BY_PAGE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+#: Files that belong to the layout but that no page asks for.
+NOT_READ = ("model/special_tokens_map.json", "model/chat_template.jinja")
+
+
+def read_manifest(site_dir: str | Path) -> dict:
+    """`site.json` of a built site. Raises DeployError for a folder without one, or one of another format."""
+    path = Path(site_dir) / "site.json"
+    if not path.exists():
+        raise DeployError(f"{path} does not exist: build a site there first")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest.get("format") != SITE_FORMAT:
+        raise DeployError(f"{path} has format {manifest.get('format')}, not {SITE_FORMAT}: build the site again")
+    return manifest
+
+
+def file_entry(folder: Path, path: str) -> dict:
+    """`{path, bytes, sha256, parts}`: one SHA-256 for the file and one for each part of it."""
+    whole, parts, size = hashlib.sha256(), [], 0
+    with open(folder / path, "rb") as file:
+        while block := file.read(PART):
+            whole.update(block)
+            parts.append(hashlib.sha256(block).hexdigest())
+            size += len(block)
+    return {"path": path, "bytes": size, "sha256": whole.hexdigest(), "parts": parts}
+
+
+def file_entries(folder: Path) -> dict[str, dict]:
+    """The entry of each file that the page downloads itself, in checked parts, by path."""
+    return {path: file_entry(folder, path) for path in _paths(folder) if _downloaded(path)}
+
+
+def shell_paths(folder: Path) -> list[str]:
+    """The files that the service worker keeps: all that the page reads and does not download in parts."""
+    return [path for path in _paths(folder) if not _downloaded(path)]
+
+
+def variant_entry(name: str, weights: list[str], prefix: dict | None, entries: dict) -> dict:
+    """How the page loads a variant: `weights` are its graph and data, `prefix` the summary of its prompt cache."""
+    common = [f"model/{file}" for file in READ_BY_PAGE]
+    files, dequantized = common + weights, f"model/onnx/{model_file(name, dequantized=True)}"
+    return {
+        "devices": list(VARIANTS[name].devices),
+        "half": VARIANTS[name].half,
+        "load": loading(name),
+        "bytes": sum(entries[path]["bytes"] for path in files) + (prefix["bytes"] if prefix else 0),
+        "files": files,
+        "weights": weights,
+        "dequantized": _dequantized(name, [*common, dequantized, *weights[1:]]) if dequantized in entries else None,
+        "prefix": prefix["path"] if prefix else None,
+        "prefix_tokens": prefix["tokens"] if prefix else 0,
+        "prefix_dtype": prefix["dtype"] if prefix else None,
+        "prefix_bytes": prefix["bytes"] if prefix else 0,
+    }
+
+
+def _dequantized(name: str, files: list[str]) -> dict:
+    """How the page loads the dequantised (QDQ) graph, which shares the data files of the variant."""
+    data = [Path(path).name for path in files if path.startswith("model/onnx/")][1:]
+    return {
+        "load": loading(name, dequantized=True),
+        "files": files,
+        "session": {
+            "extra": {"session": {key.removeprefix("session."): value for key, value in SESSION.items()}},
+            "externalData": [{"path": name, "data": f"onnx/{name}"} for name in data],
+        },
+    }
+
+
+def _downloaded(path: str) -> bool:
+    """Whether the page brings this file itself, in checked parts; the rest is the shell."""
+    if path.startswith("model/"):
+        return path.removeprefix("model/") in READ_BY_PAGE or path.startswith("model/onnx/")
+    return path.startswith("prefix/") or path.endswith(".wasm")
+
+
+def _paths(folder: Path) -> list[str]:
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    left_out = ("sw.js", "site.json", "tools.json", *NOT_READ)
+    return [path for path in paths if path not in left_out and not path.startswith("runtime/LICENSE")]

@@ -1,0 +1,70 @@
+"""The page's own files and its runtime, copied into a site."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..core.errors import DeployError
+from ..core.project import project_root
+from ..runtimes.node import find_package
+
+SHELL = ("app.js", "calculator.js", "calls.js", "device.js", "engine.js", "functions.js", "grammar.js", "icon.svg",
+         "index.html", "index.js", "schema.js", "store.js", "style.css", "worker.js")  # fmt: skip
+RUNTIME = {"wasm": "ort-wasm-simd-threaded", "webgpu": "ort-wasm-simd-threaded.asyncify"}
+
+
+def copy_page(site: Path, functions_file=None) -> None:
+    """Copy the page and its service worker; `functions_file` takes the place of `functions.js`."""
+    web = project_root() / "web"
+    for name in (*SHELL, "sw.js"):
+        shutil.copyfile(web / name, site / name)
+    if functions_file is not None:
+        shutil.copyfile(functions_file, site / "functions.js")
+
+
+def copy_runtime(site: Path) -> dict:
+    """Copy transformers.js and onnxruntime-web with their licences; returns the paths for `site.json`."""
+    transformers, ort = find_package("@huggingface/transformers"), find_package("onnxruntime-web")
+    target = site / "runtime"
+    target.mkdir()
+    # This build carries everything it imports; transformers.web.js would need an import map, which workers lack.
+    shutil.copyfile(transformers / "dist" / "transformers.min.js", target / "transformers.min.js")
+    shutil.copyfile(transformers / "LICENSE", target / "LICENSE-transformers.js.txt")
+    (target / "LICENSE-onnxruntime.txt").write_text(ORT_LICENSE, encoding="utf-8")
+    runtime = {"module": "runtime/transformers.min.js"}
+    for device, name in RUNTIME.items():
+        runtime[device] = {}
+        for kind in ("mjs", "wasm"):
+            file = ort / "dist" / f"{name}.{kind}"
+            if not file.exists():
+                raise DeployError(f"onnxruntime-web holds no {file.name}: run 'npm ci' in the project's root")
+            shutil.copyfile(file, target / file.name)
+            runtime[device][kind] = f"runtime/{file.name}"
+    return runtime
+
+
+ORT_LICENSE = """onnxruntime-web (the .mjs and .wasm files in this folder, and a part of transformers.min.js)
+
+MIT License
+
+Copyright (c) Microsoft Corporation
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+"""
