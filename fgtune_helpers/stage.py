@@ -27,6 +27,7 @@ import numpy as np
 from fgtune.core import blas
 from fgtune.core.errors import ProjectError
 from fgtune.core.files import file_sha256, write_json
+from fgtune.core.folders import recover, replace_folder
 from fgtune.core.project import project_root
 from fgtune.data.readers.files import json_files, read_json
 from fgtune.data.rows import Case, Row, case_of, tokenize, write_jsonl
@@ -98,10 +99,7 @@ def resolve_run(run_dir: str) -> Path:
 def read_manifest(run: Path, stage: str) -> dict | None:
     """`stage.json` of a finished stage, or None. Raises StageError when it cannot be read, OldRunError for a format
     that this version does not read."""
-    final, old = run / stage, run / ".work" / f"{stage}.old"
-    if not final.exists() and old.exists():  # killed between the two renames of finish
-        old.rename(final)
-    path = final / "stage.json"
+    path = recover(run / stage, run / ".work" / f"{stage}.old") / "stage.json"
     if not path.exists():
         return None
     try:
@@ -238,12 +236,7 @@ class Run:
         manifest |= {"inputs": {name: m["key"] for name, m in self.inputs.items()}, "outputs": outputs}
         manifest |= {"metrics": metrics or {}, "skipped": skipped, "versions": versions(), "seconds": seconds}
         write_json(self.dir / "stage.json", manifest)
-        final, old = self.root / self.stage, self.root / ".work" / f"{self.stage}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            final.rename(old)
-        self.dir.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(self.dir, self.root / self.stage, self.root / ".work" / f"{self.stage}.old")
         size = sum(entry["bytes"] for entry in outputs.values())
         print(f"{'skipped: ' + skipped if skipped else 'done'} · {len(outputs)} files, {size / 1e6:.1f} MB")
 

@@ -743,6 +743,18 @@ def test_a_killed_run_resumes(tiny, tmp_path):
     assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+def test_folders_left_aside_by_a_kill_between_two_renames_are_found(tiny, tmp_path):
+    """A checkpoint that was about to be replaced is still the checkpoint, and adapters are still the adapters."""
+    run(tiny, tmp_path, quick(iters=3))
+    for name in ("checkpoint", "best"):
+        (tmp_path / name).rename(tmp_path / f"{name}.old")
+    model, _ = load_model(tiny)
+    load_adapters(model, tmp_path / "best")
+    _, history, records = run(tiny, tmp_path, quick(iters=3))
+    assert records == [] and len(history.losses) == 3  # all steps were taken before
+    assert not list(tmp_path.glob("*.old"))
+
+
 def test_another_run_does_not_take_the_checkpoint(tiny, tmp_path):
     run(tiny, tmp_path, quick(iters=3))
     _, history, records = run(tiny, tmp_path, quick(iters=3, learning_rate=1e-3))
