@@ -73,7 +73,7 @@ def plot_scores(cards: Sequence[Scorecard]):
     for i, card in enumerate(cards):
         s = card.summary()
         low, high = 100 * s["exact_low"], 100 * s["exact_high"]
-        ax.barh(i, 100 * s["exact"], color=ACCENT, height=0.6)
+        ax.barh(i, 100 * (s["exact"] or 0), color=ACCENT, height=0.6)
         ax.plot([low, high], [i, i], color=INK, linewidth=1.2)
         ax.text(101, i, f"{card.hits}/{card.n}", va="center", fontsize=9, color=INK)
     ax.set_yticks(range(len(names)), names)

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 from fgtune.evaluation.scorecards import Comparison, Scorecard
+from fgtune.evaluation.shares import percent
 
 from .params import PARAMETERS
 from .stage import STAGES, read_manifest
@@ -127,7 +128,7 @@ def result_table(run: Path) -> str:
 def size_table(rows: list[dict]) -> str:
     """The README's table of variants: size, accuracy, speed; rows as stage 08 records them."""
     lines = ["| variant | MB | exact match | tokens/s (two cores) |", "|---|---|---|---|"]
-    lines += [f"| {r['variant']} | {r['mb']:.0f} | {r['exact']:.1%} | {r['tokens_per_s']:.0f} |" for r in rows]
+    lines += [f"| {r['variant']} | {r['mb']:.0f} | {percent(r['exact'])} | {r['tokens_per_s']:.0f} |" for r in rows]
     return "\n".join(lines)
 
 

@@ -53,7 +53,9 @@ def test_the_same_numbers_from_the_same_file(packed, monkeypatch, variant, large
     graph = onnx.load(str(out), load_external_data=False).graph
     ops = [node.op_type for node in graph.node]
     assert "MatMulNBits" not in ops and ops.count("DequantizeLinear") == ops.count("FusedMatMul")
-    last = {"q4": "logits", "q4s": "lm_head.all"}[variant]  # in q4s the logits of the user's tokens are put in at the end
+    last = {"q4": "logits", "q4s": "lm_head.all"}[
+        variant
+    ]  # in q4s the logits of the user's tokens are put in at the end
     joined = "Concat" in [n.op_type for n in graph.node if n.output[0] == last]
     assert joined == (largest == 2**14)
     assert len({tensor.name for tensor in graph.initializer}) == len(graph.initializer)
