@@ -1,10 +1,10 @@
-"""The ONNX variants side by side: size, distance from fp32, exact match, speed; and the export against optimum-cli.
+"""The ONNX variants side by side: size, divergence from fp32, exact match, speed; and the export against optimum-cli.
 
     python benchmarks/onnx.py --data runs/quickstart/01_data --model runs/quickstart/04_fuse --json rows.json
     python benchmarks/onnx.py --data ... --model ... --only sizes,recipes
 
 `--data` is the folder of stage 01, `--model` a fused model. Parts: `export`, `sizes`
-(every variant with its distance from fp32), `exact` (held-out cases), `recipes` (ways to round to four bits), `fp16`
+(every variant with its divergence from fp32), `exact` (held-out cases), `recipes` (ways to round to four bits), `fp16`
 (scaled against clipped), `speed` (prefill and decode, interleaved with the reference), `settings` (accuracy level and
 threads). Ratios are measured in one run.
 """
@@ -24,9 +24,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from fgtune.data.readers.files import read_json
-from fgtune.data.rows import load_cases, load_rows
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 
@@ -40,7 +37,6 @@ PUBLISHED = {
     "q4f16": (None, 425.7),
 }
 TARGET_MB = {"fp32": 1085, "fp16": 545, "int8": 290, "q4": 240, "q4s": 165}
-VARIANTS = ("fp32", "fp16", "int8", "q4", "q4f16", "q4s")
 
 
 def main() -> None:
@@ -79,19 +75,23 @@ class Bench:
     """Runs the parts; every printed line is a row of `rows`."""
 
     def __init__(self, model: Path, data: Path, work: Path, rows: int, rounds: int):
-        pass
+        from fgtune.data.readers.files import read_json
+        from fgtune.data.rows import load_cases, load_rows
         from fgtune.models.tokenizer_files import load_tokenizer
 
         self.model, self.work, self.rounds, self.rows = model, work, rounds, []
         self.reference = None
         tokenizer = load_tokenizer(model)
         train = [list(row.ids) for row in load_rows(data, "train", tokenizer)]
-        self.words = {token for row in train for token in row}
+        self.token_ids = {token for row in train for token in row}
         self.calibration = random.Random(7).sample(train, rows)  # as stage 07 draws them
-        self.held_out = load_rows(data, "test", tokenizer)
-        self.prompt = list(self.held_out[0].ids)
+        held_out = load_rows(data, "test", tokenizer)
+        learned = [[i for i, target in enumerate(row.targets) if target] for row in held_out]
+        self.texts = [row.ids[: found[-1]] for row, found in zip(held_out, learned)]  # all but the last answer token
+        self.answers = [found[-1] - found[0] + 1 for found in learned]  # tokens of each answer
+        self.prompt = list(held_out[0].ids)
         self.cases = load_cases(data, "test")
-        self.copied = read_json(data / "copied.json")
+        self.verbatim = read_json(data / "verbatim_arguments.json")
         self.folder = work / "onnx"
 
     def row(self, part: str, name: str, **values) -> None:
@@ -110,41 +110,23 @@ class Bench:
             export_onnx(self.model, self.folder)
         folder = folder or self.folder
         if variant != "fp32" and (recipe or not (folder / "onnx" / model_file(variant)).exists()):
-            quantize(self.folder, variant, folder, self.calibration, recipe, words=self.words)
+            quantize(self.folder, variant, folder, self.calibration, recipe, token_ids=self.token_ids)
         return folder
 
-    def distance(self, folder: Path, variant: str) -> dict:
+    def divergence(self, folder: Path, variant: str) -> dict:
         """How far next-token distributions are from fp32's, at every token of the held-out answers.
 
         `kl` in nats; `tv` (total variation) is the share of probability that moves, which a few tokens decide less;
         `tv_error` is its standard error.
         """
-        import numpy as np
-
-        if self.reference is None:
-            self.reference = self.work / "reference"
-            self.reference.mkdir(exist_ok=True)
-            for i, values in enumerate(self.distributions(self.ensure("fp32"), "fp32")):
-                np.save(self.reference / f"{i}.npy", values.astype(np.float32))  # a gigabyte
-        kl, tv, same = [], [], []
-        for i, ours in enumerate(self.distributions(folder, variant)):
-            theirs = np.load(self.reference / f"{i}.npy")
-            share = np.exp(theirs)
-            kl += (share * (theirs - ours)).sum(-1).tolist()
-            tv += (np.abs(share - np.exp(ours)).sum(-1) / 2).tolist()
-            same += (theirs.argmax(-1) == ours.argmax(-1)).tolist()
-        error = np.std(tv) / len(tv) ** 0.5
-        return {"kl": np.mean(kl), "tv": np.mean(tv), "tv_error": error, "argmax_agreement": np.mean(same)}
-
-    def distributions(self, folder: Path, variant: str):
-        """Log probabilities of the next token, [answer's tokens, vocab] for each held-out row."""
-        from fgtune.evaluation.divergence import log_softmax
+        from fgtune.evaluation.divergence import divergence
         from fgtune.runtimes.onnxruntime import OrtGenerator
 
-        generator = OrtGenerator(folder, variant)
-        for row in self.held_out:
-            learned = [i for i, target in enumerate(row.targets) if target]
-            yield log_softmax(generator.logits(row.ids[: learned[-1]], learned[0] - 1))
+        if self.reference is None:
+            self.reference = StoredLogits(OrtGenerator(self.ensure("fp32"), "fp32"), self.work / "reference")
+        other = OrtGenerator(folder, variant)
+        found = divergence(self.reference, other, self.texts, self.answers, modes=["without_cache"])
+        return {key: found[key] for key in ("kl", "tv", "tv_error", "argmax_agreement")}
 
     # ---------------------------------------------------------------- parts
 
@@ -161,28 +143,29 @@ class Bench:
         self.row("export", "optimum / direct", faster=seconds, memory_share=memory)
 
     def sizes(self) -> None:
-        from fgtune.export.layout import variant_bytes
+        from fgtune.export.layout import VARIANTS, variant_bytes
 
         for variant in VARIANTS:
             begin = time.perf_counter()
             folder = self.ensure(variant)
             seconds = time.perf_counter() - begin
             seed, community = PUBLISHED.get(variant, (None, None))
-            found = self.distance(folder, variant)
+            found = self.divergence(folder, variant)
             mb, limit = variant_bytes(folder, variant) / 1e6, TARGET_MB.get(variant)
             others = {"at_most": limit, "seed": seed, "onnx_community": community}
             self.row("sizes", variant, mb=mb, **others, seconds=seconds, **found)
 
     def exact(self) -> None:
-        """Held-out cases, held to the grammar as the stages hold them, and free."""
+        """Held-out cases, by constrained decoding as in the stages, and unconstrained."""
         from fgtune.evaluation.scorecards import score
+        from fgtune.export.layout import VARIANTS
         from fgtune.runtimes.constrained import Grammar
         from fgtune.runtimes.onnxruntime import OrtGenerator
 
         first = {}
         for variant in VARIANTS:
             generator = OrtGenerator(self.ensure(variant), variant)
-            for how, grammar in (("constrained", Grammar(self.folder, self.copied)), ("free", None)):
+            for how, grammar in (("constrained", Grammar(self.folder, self.verbatim)), ("unconstrained", None)):
                 card = score(generator, self.cases, variant, grammar)
                 reference = first.setdefault(how, card)
                 lost = [result.id for result in card.lost_against(reference)]
@@ -191,46 +174,46 @@ class Bench:
 
     def recipes(self) -> None:
         from fgtune.export.layout import variant_bytes
-        from fgtune.quantize.recipes import MORE, RECIPES, Recipe
+        from fgtune.quantize.recipes import RECIPES, SENSITIVE_MATRICES, Recipe
 
         int8, q4, q4s = (RECIPES[name] for name in ("int8", "q4", "q4s"))
         tried = (
             ("8 bits, blocks of 128, nearest", Recipe(bits=8, block=128, method="rtn")),
             ("... of 32, 64 in the embedding", replace(int8, method="rtn")),
-            ("... gptq", replace(int8, smooth=0)),
-            ("int8: ... even inputs", int8),
-            ("... inputs not rounded", replace(int8, smooth=0, accuracy=0)),
+            ("... gptq", replace(int8, smoothquant_alpha=0)),
+            ("int8: ... smoothquant", int8),
+            ("... activations not rounded", replace(int8, smoothquant_alpha=0, accuracy_level=0)),
             ("layers 4 bits, nearest", Recipe(method="rtn")),
             ("... gptq", Recipe()),
-            ("... uncorrected", Recipe(asymmetric=0)),
-            ("... k v, layer 3 8 bits", Recipe(more=MORE)),
+            ("... symmetric calibration", Recipe(asymmetric=0)),
+            ("... k v, layer 3 8 bits", Recipe(bits_overrides=SENSITIVE_MATRICES)),
             ("embedding 4 bits, nearest", replace(q4, method="rtn", mixed_precision_rows=False)),
             ("... gptq", replace(q4, mixed_precision_rows=False)),
-            ("q4: ... words of the rows 8 bits", q4),
-            ("... even inputs", replace(q4, smooth=0.5)),
-            ("... and blocks of 128 in the layers", replace(q4, smooth=0.5, block=128)),
-            ("... inputs not rounded", replace(q4, accuracy=0)),
+            ("q4: ... mixed-precision rows", q4),
+            ("... smoothquant", replace(q4, smoothquant_alpha=0.5)),
+            ("... and blocks of 128 in the layers", replace(q4, smoothquant_alpha=0.5, block=128)),
+            ("... activations not rounded", replace(q4, accuracy_level=0)),
             ("... blocks of 64 in the embedding", replace(q4, embed_block=64)),
             ("q4s: both 4 bits, gptq", q4s),
-            ("... even inputs", replace(q4s, smooth=0.25)),
+            ("... smoothquant", replace(q4s, smoothquant_alpha=0.25)),
         )
         for name, recipe in tried:
             begin = time.perf_counter()
             folder = self.ensure("q4", self.work / "recipe", recipe)
             seconds = time.perf_counter() - begin
             mb = variant_bytes(folder, "q4") / 1e6
-            self.row("recipes", name, mb=mb, seconds=seconds, **self.distance(folder, "q4"))
+            self.row("recipes", name, mb=mb, seconds=seconds, **self.divergence(folder, "q4"))
 
     def fp16(self) -> None:
         folder = self.ensure("fp16")
-        self.row("fp16", "scaled residual stream", **self.distance(folder, "fp16"))
+        self.row("fp16", "scaled residual stream", **self.divergence(folder, "fp16"))
         clipped = clipped_copy(self.folder, self.work / "clipped")
-        self.row("fp16", "fp32 clipped at 32,752", **self.distance(clipped, "fp32"))
+        self.row("fp16", "fp32 clipped at 32,752", **self.divergence(clipped, "fp32"))
 
     def speed(self) -> None:
         """Prefill of one held-out prompt and decoding after it, round by round each variant and the reference."""
         from fgtune.engines.ort import OrtModel
-        from fgtune.export.layout import model_file
+        from fgtune.export.layout import VARIANTS, model_file
         from fgtune.export.onnx import export_onnx
 
         path = self.work / "optimum" / "onnx" / "model.onnx"
@@ -250,22 +233,41 @@ class Bench:
             self.row("speed", variant, **row)
 
     def settings(self) -> None:
-        """Accuracy level (of MatMulNBits) and threads: speed and distance of q4 and int8."""
+        """Accuracy level (of MatMulNBits) and threads: speed and divergence of q4 and int8."""
         from fgtune.engines.ort import OrtModel
         from fgtune.export.layout import model_file
         from fgtune.quantize.recipes import RECIPES
 
         for variant in ("q4", "int8"):
             for level in (0, 4):
-                recipe = replace(RECIPES[variant], accuracy=level)
+                recipe = replace(RECIPES[variant], accuracy_level=level)
                 folder = self.ensure(variant, self.work / f"level{level}", recipe)
-                found = self.distance(folder, variant)
+                found = self.divergence(folder, variant)
                 for threads in sorted({1, os.cpu_count() or 1}):
                     model = OrtModel(folder / "onnx" / model_file(variant), threads)
                     rates = [tokens_per_second(model, self.prompt) for _ in range(self.rounds)]
                     prefill, decode = (statistics.median(values) for values in zip(*rates))
                     self.row("settings", f"{variant}, level {level}, {threads} threads",
                              prefill_per_s=prefill, decode_per_s=decode, **found)  # fmt: skip
+
+
+class StoredLogits:
+    """A model's logits, computed once and then read from files (a gigabyte)."""
+
+    def __init__(self, model, folder: Path):
+        self.model, self.folder, self.files = model, folder, {}
+        folder.mkdir(exist_ok=True)
+
+    def logits(self, ids, start: int, cached: bool):
+        """Logits after each of `ids[start:]`, float32."""
+        import numpy as np
+
+        key = (tuple(ids), start, cached)
+        if key not in self.files:
+            path = self.folder / f"{len(self.files)}.npy"
+            np.save(path, self.model.logits(ids, start, cached))
+            self.files[key] = path
+        return np.load(self.files[key])
 
 
 def tokens_per_second(model, ids: list[int], count: int = 24) -> tuple[float, float]:

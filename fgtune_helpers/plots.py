@@ -62,7 +62,7 @@ def plot_scores(cards: Sequence[Scorecard]):
     fig, ax = _axes("Exact match on the same held-out cases", height=0.5 + 0.45 * max(3, len(cards)))
     for i, card in enumerate(cards):
         s = card.summary()
-        ax.barh(i, 100 * s["exact"], color=ACCENT, height=0.6)
+        ax.barh(i, 100 * (s["exact"] or 0), color=ACCENT, height=0.6)
         ax.plot([100 * s["exact_low"], 100 * s["exact_high"]], [i, i], color=INK, linewidth=1.2)
         ax.text(101, i, f"{card.hits}/{card.n}", va="center", fontsize=9, color=INK)
     ax.set_yticks(range(len(cards)), [card.name for card in cards])

@@ -4,7 +4,8 @@ import pytest
 
 from fgtune.data.rows import Case
 from fgtune.evaluation.judging import judge
-from fgtune.evaluation.scorecards import Comparison, Scorecard, score, wilson
+from fgtune.evaluation.scorecards import Comparison, Scorecard, score
+from fgtune.evaluation.shares import percent, wilson
 from fgtune.format.calls import Call, format_call
 from fgtune_helpers.plots import plot_sizes
 
@@ -85,6 +86,20 @@ def test_the_order_that_everyone_expects():
     assert cards["tuned"].states()["text expected"] == {"text": 1}
 
 
+def test_a_share_of_nothing_is_no_share():
+    """Neither 0 nor 100 %: where no case expects a text answer, nobody can abstain."""
+    calls, texts, empty = (score(lambda p: [said(F)] * len(p), cases) for cases in ([case(F)], [case()], []))
+    assert calls.summary()["abstained"] is None and calls.summary()["right_tools"] == 1.0
+    assert texts.summary()["abstained"] == 0.0 and texts.summary()["right_tools"] is None
+    assert texts.summary()["arguments"] is None and calls.summary()["arguments"] == 1.0
+    assert empty.exact is None and empty.summary()["exact_any_order"] is None
+    for card, shares in ((calls, ("100.0%", "100.0%", "–")), (texts, ("–", "–", "0.0%")), (empty, ("–", "–", "–"))):
+        ((_, _, exact, _, *found),) = [row[:7] for row in Comparison([card]).rows()]
+        assert tuple(found) == shares and exact == percent(card.exact)
+        assert ("–" in card._repr_html_()) == (card is not calls)
+    assert "–" in str(empty) and Comparison([calls])._repr_html_().count("–</td>") == 1
+
+
 def test_confusion_counts_the_first_call():
     card = score(lambda p: [said(G), "no"], [case(F, id="1"), case(F, id="2")])
     assert card.confusion() == {("f", "g"): 1, ("f", "no call"): 1}
@@ -104,7 +119,7 @@ def test_different_means_neither_the_same_text_nor_the_same_calls():
     assert b.different_from(a) == [("query 2", "Hi.", "Hi!")]
 
 
-def test_an_answer_without_an_end_is_malformed():
+def test_a_truncated_answer_is_malformed():
     class Rambling:
         def generate(self, prompts):
             self.finished = [True, False, False]
@@ -112,7 +127,7 @@ def test_an_answer_without_an_end_is_malformed():
 
     card = score(Rambling(), [case(id="1"), case(id="2"), case(F, id="3")])
     assert [r.state for r in card.results] == ["text", "malformed", "malformed"] and card.hits == 1
-    assert "no end" in card.results[1].differs[0]
+    assert "truncated at max_tokens" in card.results[1].differs[0]
 
 
 def test_missing_answers_are_an_error():

@@ -43,20 +43,20 @@ def test_same_tokens_as_onnxruntime_with_and_without_the_shared_prefix(tiny_onnx
 
 def test_both_grammars_let_the_same_tokens_through(tiny_onnx, generator):
     """A random model, which would say anything, says the same under Python's and under JavaScript's: calls of the
-    tools, and in copied arguments words of the question."""
+    tools, and in verbatim arguments words of the question."""
     rules = Grammar(tiny_onnx, ["get_weather.city", "web_search.query"])
     python, generator.max_tokens = OrtGenerator(tiny_onnx, "fp32", max_tokens=60), 60
     for options in ({}, {"text": False}):
-        held = [rules.constraint(TOOLS, each, **options) for each in PROMPTS]
-        expected = python.generate(PROMPTS, held)
-        assert generator.generate(PROMPTS, held) == expected
+        constraints = [rules.constraint(TOOLS, each, **options) for each in PROMPTS]
+        expected = python.generate(PROMPTS, constraints)
+        assert generator.generate(PROMPTS, constraints) == expected
     assert generator.finished == python.finished and any(python.finished)
     generator.max_tokens = 12
-    copied = []
+    verbatim = []
     for query, text, finished in zip(QUERIES, expected, python.finished):
         for call in parse_calls(text) if finished else ():
-            copied += [(call.arguments[name], query) for name in ("city", "query") if name in call.arguments]
-    assert copied and all(is_verbatim(value, query) for value, query in copied)
+            verbatim += [(call.arguments[name], query) for name in ("city", "query") if name in call.arguments]
+    assert verbatim and all(is_verbatim(value, query) for value, query in verbatim)
 
 
 def test_text_is_the_decoded_ids(generator):

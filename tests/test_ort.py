@@ -60,16 +60,16 @@ def test_batches_and_the_shared_prefix_change_nothing(folder, batch_size, monkey
 
 
 def test_rows_stop_each_at_their_own_stop_token(folder):
-    free = OrtGenerator(folder, max_tokens=10).generate_ids(PROMPTS)
-    stops = {free[0][4], free[1][2], free[2][0]}
+    whole = OrtGenerator(folder, max_tokens=10).generate_ids(PROMPTS)
+    stops = {whole[0][4], whole[1][2], whole[2][0]}
     expected = []
-    for ids in free:
+    for ids in whole:
         end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
         expected.append(ids[:end])
     assert len({len(ids) for ids in expected}) > 2
     generator = OrtGenerator(folder, max_tokens=10, stop_ids=stops)
     assert generator.generate_ids(PROMPTS) == expected == generator.ids
-    assert generator.finished == [len(end) < len(ids) for end, ids in zip(expected, free)]
+    assert generator.finished == [len(end) < len(ids) for end, ids in zip(expected, whole)]
     assert generator.finished.count(True) >= 3 and not all(generator.finished)
 
 
@@ -100,14 +100,6 @@ def test_text_keeps_special_tokens(folder):
     assert generator.decode(generator.encode(PROMPTS[0])) == PROMPTS[0]
     assert generator.generate(PROMPTS[:2]) == [generator.decode(ids) for ids in generator.generate_ids(PROMPTS[:2])]
     assert generator.generate([]) == []
-
-
-def test_next_logits_begin_the_answer(folder):
-    generator = OrtGenerator(folder, max_tokens=1, stop_ids=[])
-    logits = generator.next_logits(PROMPTS)
-    assert logits.shape == (len(PROMPTS), 2048) and logits.dtype == np.float32
-    assert [[int(row.argmax())] for row in logits] == generator.generate_ids(PROMPTS)
-    assert generator.next_logits([]).shape == (0, 2048)
 
 
 def test_logits_with_a_past_are_those_without(folder):
@@ -164,16 +156,17 @@ def test_rows_that_go_on_are_moved_to_the_front(folder, alive):
             np.testing.assert_array_equal(array[:, : lengths[row]], old[row, :, : lengths[row]])
 
 
-def test_a_baked_prefix_continues_as_the_whole_prompt(folder):
-    generator = OrtGenerator(folder)
-    cache = generator.prefix_cache(PREFIX)
-    count = len(generator.encode(PREFIX))
-    assert list(cache) == generator.model.past_names
-    assert {value.shape for value in cache.values()} == {(1, 1, count, 32)}
-    past = [generator.model._value(value) for value in cache.values()]
-    rest = generator.encode(PROMPTS[0])[count:]
-    logits, _ = generator.model.run(np.array([rest]), past)
-    np.testing.assert_allclose(logits[0, -1], generator.next_logits(PROMPTS[:1])[0], atol=1e-3)
+def test_a_prompt_cache_continues_as_the_whole_prompt(folder):
+    generator = OrtGenerator(folder, max_tokens=6)
+    expected, model, ids = generator.generate_ids(PROMPTS), generator.model, generator.encode(PREFIX)
+    _, past = model.run(np.array([ids]), model.empty())
+    arrays = {name: value.numpy() for name, value in zip(model.past_names, past, strict=True)}
+    generator.use_prompt_cache(ids, arrays)
+    assert generator.generate_ids(PROMPTS) == expected
+    generator.use_prompt_cache(ids, {name: value * 0 for name, value in arrays.items()})
+    assert generator.generate_ids(PROMPTS) != expected, "it is what the answers start from"
+    with pytest.raises(OrtError, match=f"does not hold {len(ids) - 1} tokens"):
+        generator.use_prompt_cache(ids[1:], arrays)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +191,6 @@ def test_shared_prefix_leaves_each_row_a_token(rows, count):
         (lambda folder: OrtGenerator(folder, "q4"), "does not exist"),
         (lambda folder: OrtGenerator(folder).generate(["", "a"]), "a prompt is empty"),
         (lambda folder: OrtGenerator(folder).generate("abc"), "one string"),
-        (lambda folder: OrtGenerator(folder).prefix_cache(""), "the prefix is empty"),
         (lambda folder: OrtGenerator(folder).generate([PROMPTS[0] * 9]), "do not fit"),
     ],
 )

@@ -371,12 +371,14 @@ def test_the_divergence_is_that_of_the_distributions():
     a, b = Fixed([0.0, np.log(3)]), Fixed([np.log(3), 0.0])
     result = divergence(a, b, [[1] * 8, [1] * 3], last=4, window=5)
     assert result["kl"] == pytest.approx(0.5 * np.log(3))
-    assert result["argmax_agreement"] == 0
+    assert result["argmax_agreement"] == 0 and result["tv"] == pytest.approx(0.5) and result["tv_error"] < 1e-9
     assert result["positions"] == 2 * (4 + 2)
     assert result["beyond_window"]["positions"] == 2 * 3
     assert result["below_window"]["positions"] == 2 * (1 + 2)
     assert divergence(a, b, [[1] * 8, [1] * 9], last=[2, 5])["positions"] == 2 * (2 + 5)  # of each prompt its own
     assert divergence(a, a, [[1] * 4])["beyond_window"] is None
+    alone = divergence(a, b, [[1] * 8, [1] * 3], 4, 5, modes=["without_cache"])
+    assert alone["positions"] == 4 + 2 and alone["with_cache"] is None
     with pytest.raises(ValueError, match="not finite"):
         divergence(a, Fixed([np.nan, 0]), [[1] * 8])
     with pytest.raises(ValueError, match="no prompts"):

@@ -68,7 +68,7 @@ class OrtModel:
     def empty(self, batch: int = 1) -> list:
         """A past without tokens."""
         shape = (batch, self.past_shape[1], 0, self.past_shape[3])
-        return [self._value(np.zeros(shape, self.past_dtype)) for _ in self.past_names]
+        return [self.ort_value(np.zeros(shape, self.past_dtype)) for _ in self.past_names]
 
     def run(self, ids: np.ndarray, past: list, lengths: Sequence[int] | None = None, keep: int = 1):
         """One step: `ids` [batch, n] after `past`. Returns (logits float32 [batch, kept, vocab], past).
@@ -93,7 +93,7 @@ class OrtModel:
         binding = self._bind(past, in_place)
         for name, value in feed.items():
             if name in self.inputs:
-                binding.bind_ortvalue_input(name, self._value(value))
+                binding.bind_ortvalue_input(name, self.ort_value(value))
         if in_place:  # asking for all outputs, the past too, would cost more than a small node
             logits = self._allocate((batch, min(keep or count, count), self.vocab), np.float32)
             binding.bind_ortvalue_output("logits", logits)
@@ -137,7 +137,7 @@ class OrtModel:
 
     def part(self, past: list, rows: slice) -> list:
         """Some rows of a past that `stack` made, in the same memory: valid while that past is."""
-        return [self._value(value.numpy()[rows]) for value in past]
+        return [self.ort_value(value.numpy()[rows]) for value in past]
 
     def compact(self, past: list, alive: Sequence[int], lengths: Sequence[int]) -> tuple[list, list[int]]:
         """The rows `alive` of a past that `stack` made, moved to its front, and their order there."""
@@ -157,7 +157,8 @@ class OrtModel:
         return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind)
 
     @staticmethod
-    def _value(array: np.ndarray):
+    def ort_value(array: np.ndarray):
+        """An array as onnxruntime takes it, over the same memory where it is contiguous."""
         import onnxruntime
 
         return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))

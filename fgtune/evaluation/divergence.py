@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core import blas
+from ..runtimes.protocols import LogitsModel
 
 MODES = ("without_cache", "with_cache")
-
-
-class LogitModel(Protocol):
-    """A model whose logits can be asked for, token by token: `OrtGenerator`, `MlxLogits`."""
-
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids of a rendered prompt."""
-
-    def logits(self, ids: Sequence[int], start: int = 0, cached: bool = False) -> np.ndarray:
-        """Logits after each of `ids[start:]`, float32 [len(ids) - start, vocab]; `cached` computes them over a cache."""
 
 
 class TokenDivergence(NamedTuple):
@@ -36,8 +27,8 @@ class TokenDivergence(NamedTuple):
 
 
 def divergence(
-    reference: LogitModel,
-    other: LogitModel,
+    reference: LogitsModel,
+    other: LogitsModel,
     prompts: Sequence[str | Sequence[int]],
     last: int | Sequence[int] = 48,
     window: int = 512,
@@ -46,8 +37,9 @@ def divergence(
     """Next-token distributions of `other` against those of `reference`, over the `last` positions of each prompt.
 
     `prompts` are token ids, or strings for `reference.encode`. `other` runs once in each of `modes`: a prompt at once,
-    or over a cache. Returns what `summarize` gives over all positions and modes, and the same by name for each mode,
-    for positions `below_window` and for those `beyond_window`, the model's attention window (None where no position is).
+    or over a cache. Returns what `summarize` gives over all positions and modes, and by name the same for each mode,
+    for positions `below_window` and for those `beyond_window`. `window` is the attention window of the model's local
+    layers, in tokens. A part without a position is None.
     Raises ValueError for logits that are not finite, and where there is nothing to compare.
     """
     parts: dict[str, list[TokenDivergence]] = {name: [] for name in (*MODES, "below_window", "beyond_window")}

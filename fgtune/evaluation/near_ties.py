@@ -16,28 +16,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from ..data.rows import Case
 from ..format.tokens import STOP_IDS
 from ..runtimes.constrained import Constraint, Grammar
+from ..runtimes.protocols import LogitsModel
 from .judging import Result
 from .scorecards import Scorecard
 
 MARGIN = 4  # times the rounding: each of two tokens may be off, and another engine by more than two passes of one
 FLOAT32_ROUNDING = 32 * float(np.finfo(np.float32).eps)  # of the largest logit: engines differ so much at most
-
-
-class LogitsModel(Protocol):
-    """What gives the logits: `OrtGenerator`, `MlxLogits`."""
-
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids of a text, nothing added."""
-
-    def logits(self, ids: Sequence[int], start: int = 0, cached: bool = False) -> np.ndarray:
-        """Logits after each of `ids[start:]`; `cached` runs them in pieces over a cache."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
@@ -13,17 +13,9 @@ from typing import Any
 
 from ..data.rows import Case
 from ..runtimes.constrained import Grammar
+from ..runtimes.protocols import Generator
 from .judging import CALL, MALFORMED, TEXT, Result, judge
-
-
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `n` cases. Source: E. B. Wilson, JASA 22 (1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = hits / n, z * z
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
+from .shares import percent, share, wilson
 
 
 @dataclass(repr=False)
@@ -36,16 +28,18 @@ class Scorecard:
 
     @property
     def n(self) -> int:
+        """The number of cases."""
         return len(self.results)
 
     @property
     def hits(self) -> int:
+        """How many cases have exactly the expected calls, in order."""
         return sum(r.exact for r in self.results)
 
     @property
-    def exact(self) -> float:
-        """Share of cases with exactly the expected calls, in order."""
-        return self.hits / self.n if self.n else 0.0
+    def exact(self) -> float | None:
+        """`hits` of all cases, 0 to 1; None without a case."""
+        return share([r.exact for r in self.results])
 
     def states(self) -> dict[str, Counter]:
         """For cases that expect calls and for those that expect none: how many answered text, call, malformed."""
@@ -55,7 +49,14 @@ class Scorecard:
         return table
 
     def summary(self) -> dict[str, Any]:
-        """The figures that a report shows; shares between 0 and 1."""
+        """The figures that a report shows. A share lies between 0 and 1, and is None where it is of nothing.
+
+        Of all `cases`: `exact` (the expected calls, in order) with Wilson's 95 % interval `exact_low` to `exact_high`,
+        and `exact_any_order` (the expected calls, in whatever order). Of the cases that expect calls: `right_tools`
+        (the expected names, in order). Of the arguments that those cases expect or get: `arguments` (the expected
+        value). Of the cases that expect no call: `abstained` (a text answer). `malformed` is a number of cases: no
+        well-formed answer, or one truncated at max_tokens.
+        """
         calls = [r for r in self.results if r.expected]
         none = [r for r in self.results if not r.expected]
         arguments = sum(r.arguments for r in self.results)
@@ -65,10 +66,10 @@ class Scorecard:
             "exact": self.exact,
             "exact_low": low,
             "exact_high": high,
-            "exact_any_order": sum(r.exact_any_order for r in self.results) / self.n if self.n else 0.0,
-            "right_tools": _share([[c["name"] for c in r.got] == [c["name"] for c in r.expected] for r in calls]),
-            "arguments": sum(r.arguments_right for r in self.results) / arguments if arguments else 1.0,
-            "abstained": _share([r.state == TEXT for r in none]),
+            "exact_any_order": share([r.exact_any_order for r in self.results]),
+            "right_tools": share([[c["name"] for c in r.got] == [c["name"] for c in r.expected] for r in calls]),
+            "arguments": sum(r.arguments_right for r in self.results) / arguments if arguments else None,
+            "abstained": share([r.state == TEXT for r in none]),
             "malformed": sum(r.state == MALFORMED for r in self.results),
         }
 
@@ -120,20 +121,20 @@ class Scorecard:
 
     def _headline(self) -> str:
         s = self.summary()
-        interval = f"95 % interval {s['exact_low']:.0%} to {s['exact_high']:.0%}"
-        return f"{self.hits} of {self.n} exact ({s['exact']:.1%}, {interval})"
+        interval = f"95 % interval {percent(s['exact_low'], 0)} to {percent(s['exact_high'], 0)}"
+        return f"{self.hits} of {self.n} exact ({percent(s['exact'])}, {interval})"
 
     def _repr_html_(self) -> str:
         s = self.summary()
         rows = [
             ("exact match", self._headline()),
-            ("exact match, any order of parallel calls", f"{s['exact_any_order']:.1%}"),
-            ("right tools", f"{s['right_tools']:.1%}"),
-            ("right arguments", f"{s['arguments']:.1%}"),
+            ("exact match, any order of parallel calls", percent(s["exact_any_order"])),
+            ("right tools", percent(s["right_tools"])),
+            ("right arguments", percent(s["arguments"])),
         ]
         for kind, counts in self.states().items():
-            said = " / ".join(str(counts[state]) for state in (TEXT, CALL, MALFORMED))
-            rows.append((f"{kind}: text / call / malformed", said))
+            numbers = " / ".join(str(counts[state]) for state in (TEXT, CALL, MALFORMED))
+            rows.append((f"{kind}: text / call / malformed", numbers))
         wrong = [(r.query, "; ".join(r.differs) or f"{r.state} instead of a call") for r in self.results if not r.exact]
         lost = _html_table(("not exact", "what differs"), wrong[:12]) if wrong else ""
         more = f"<p>… and {len(wrong) - 12} more</p>" if len(wrong) > 12 else ""
@@ -147,22 +148,20 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "<table>" + (f"<tr>{top}</tr>" if head else "") + "".join(f"<tr>{row}</tr>" for row in body) + "</table>"
 
 
-def _share(flags: Sequence[bool]) -> float:
-    return sum(flags) / len(flags) if flags else 1.0
-
-
-def score(generator, cases: Sequence[Case], name: str = "model", grammar: Grammar | None = None) -> Scorecard:
+def score(
+    generator: Generator | Callable[[list[str]], list[str]],
+    cases: Sequence[Case],
+    name: str = "model",
+    grammar: Grammar | None = None,
+) -> Scorecard:
     """Run a generator on all cases and judge each. Raises ValueError when answers are missing.
 
-    A generator has `generate(prompts) -> texts`, and `finished` afterwards: whether each answer came to a stop token.
-    A bare function of prompts will do; its answers count as finished. With a `grammar` every answer is held to the
-    tools of its case.
+    A bare function of prompts will do; its answers count as finished. With a `grammar` decoding is constrained to the
+    tools of each case.
     """
-    import time
-
     begin = time.perf_counter()
-    held = [[grammar.constraint(case.tools, case.prompt) for case in cases]] if grammar else []
-    outputs = getattr(generator, "generate", generator)([case.prompt for case in cases], *held)
+    constraints = [[grammar.constraint(case.tools, case.prompt) for case in cases]] if grammar else []
+    outputs = getattr(generator, "generate", generator)([case.prompt for case in cases], *constraints)
     if len(outputs) != len(cases):
         raise ValueError(f"{name} gave {len(outputs)} answers to {len(cases)} prompts")
     finished = getattr(generator, "finished", [True] * len(cases))
@@ -173,22 +172,22 @@ def score(generator, cases: Sequence[Case], name: str = "model", grammar: Gramma
 class Comparison:
     """Scorecards side by side, one line each, as text and as a table in a notebook."""
 
+    HEAD = ("", "exact", "share", "95 %", "right tools", "right arguments", "abstained", "malformed", "seconds")
+
     def __init__(self, cards: Sequence[Scorecard]):
         self.cards = list(cards)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Name, exact, interval, right tools, right arguments, abstained, malformed, seconds: all as text."""
+        """The columns of `HEAD` as text; `–` for a share of nothing."""
         out = []
         for card in self.cards:
             s = card.summary()
-            shares = [f"{s[key]:.1%}" for key in ("right_tools", "arguments", "abstained")]
-            interval = f"{s['exact_low']:.0%}–{s['exact_high']:.0%}"
+            shares = [percent(s[key]) for key in ("right_tools", "arguments", "abstained")]
+            interval = f"{percent(s['exact_low'], 0)}–{percent(s['exact_high'], 0)}"
             seconds = "" if card.seconds is None else f"{card.seconds:.0f}"
-            exact = (f"{card.hits}/{card.n}", f"{s['exact']:.1%}", interval)
+            exact = (f"{card.hits}/{card.n}", percent(s["exact"]), interval)
             out.append((card.name, *exact, *shares, str(s["malformed"]), seconds))
         return out
-
-    HEAD = ("", "exact", "share", "95 %", "right tools", "right arguments", "abstained", "malformed", "seconds")
 
     def __str__(self) -> str:
         table = [self.HEAD, *self.rows()]

@@ -188,8 +188,8 @@ def round_decoder(
     """Round every projection in the order in which data meets them.
 
     `weights` gives `matrix(name)` and `norm(name)`; `embedded` are the rows [tokens, hidden] of the exact and of the
-    stored embedding; `quantization_parameters(name)` gives (bits, block). `asymmetric` is how much of the earlier errors a
-    matrix makes up for (0 to 1).
+    stored embedding; `quantization_parameters(name)` gives (bits, block). `asymmetric` is how much of the earlier
+    errors a matrix makes up for (0 to 1).
     Returns the rounded matrices, and the normed states [tokens, hidden] behind the exact and the rounded layers.
     """
     gemma = Gemma3Config.from_dict(config)

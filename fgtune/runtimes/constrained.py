@@ -1,10 +1,10 @@
-"""Constrained calls with llguidance: a grammar made from tool definitions and from what the user has said.
+"""Constrained decoding with llguidance: a grammar made from tool definitions and from the words of the dialogue.
 
 web/grammar.js does the same in JavaScript. What both let through: calls of declared tools with declared arguments in
 the order of the format (required ones present), values of the declared types and enums, several calls in a row, or a
-text answer; never a control token inside a text, not even spelled out in ordinary characters. Arguments that every
-training example copies word for word (`verbatim_arguments`) hold words of the dialogue and nothing else: a small model
-that means *Córdoba* and would write *Cordoba* cannot.
+text answer; never a control token inside a text, not even spelled out in ordinary characters. Verbatim arguments, which
+every training example copies word for word (`verbatim_arguments`), hold words of the dialogue and nothing else: a small
+model that means *Córdoba* and would write *Cordoba* cannot.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from ..format.tokens import TOKEN_IDS
 
 
 class Grammar:
-    """Grammars for one model: `constraint(case.tools, case.prompt)` is what an answer to a prompt is held to.
+    """Grammars for one model: `constraint(case.tools, case.prompt)` limits the answer to a prompt.
 
-    `model_dir` holds `tokenizer.json` and `config.json`; `copied` are the arguments that are copied word for word.
+    `model_dir` holds `tokenizer.json` and `config.json`; `verbatim` are arguments (`tool.argument`) that hold words of
+    the dialogue and nothing else.
     """
 
-    def __init__(self, model_dir: str | Path, copied: Iterable[str] = ()):
-        self.folder, self.copied = Path(model_dir), list(copied)
+    def __init__(self, model_dir: str | Path, verbatim: Iterable[str] = ()):
+        self.folder, self.verbatim = Path(model_dir), list(verbatim)
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -51,11 +52,11 @@ class Grammar:
 
 
 class Constraint:
-    """What one answer is held to: `start()`, then `allowed()` and `accept(token)` in turn, or `choose(scores)`."""
+    """What limits one answer: `start()`, then `allowed()` and `accept(token)` in turn, or `choose(scores)`."""
 
     def __init__(self, grammar: Grammar, tools: list[dict], prompt: str, options: dict):
         self.grammar, self.tools, self.prompt, self.options = grammar, tools, prompt, options
-        self.copied = grammar.copied
+        self.verbatim = grammar.verbatim
         self.seconds, self.steps = 0.0, 0
 
     def start(self) -> None:
@@ -63,7 +64,7 @@ class Constraint:
         from llguidance import LLMatcher, grammar_from
 
         begin = time.perf_counter()
-        text = tool_grammar(self.tools, **self.options, verbatim=self.copied, context=user_spans(self.prompt))
+        text = tool_grammar(self.tools, **self.options, verbatim=self.verbatim, context=user_spans(self.prompt))
         self.matcher = LLMatcher(self.grammar.tokens, grammar_from("lark", text))
         if self.matcher.is_error():
             raise GrammarError(self.matcher.get_error().splitlines()[0])
@@ -97,5 +98,5 @@ class Constraint:
 
     @property
     def ms_per_token(self) -> float:
-        """What the grammar cost since `start`."""
+        """What the grammar cost since `start`, in milliseconds a token of the answer."""
         return 1000 * self.seconds / max(self.steps, 1)

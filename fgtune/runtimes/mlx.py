@@ -19,7 +19,7 @@ from .constrained import Constraint
 class MlxGenerator:
     """Greedy decoding: `generate(prompts) -> texts`, `generate_ids(prompts) -> ids without the stop token`.
 
-    Both take what each answer is held to, one `grammar.Constraint` for each prompt.
+    Both take a `Constraint` for each prompt; without them decoding is unconstrained.
 
     Prompts are rendered strings that begin with `<bos>`. Their longest common prefix runs once; up to `batch_size`
     rows decode together, right-padded, each at its own positions. Token for token what mlx-lm's `generate` gives.
@@ -47,8 +47,8 @@ class MlxGenerator:
         out: list[list[int]] = [[] for _ in rows]
         self.finished = [False] * len(rows)
         for prefix, batch in self._batches(rows):
-            held = [constraints[i] for i in batch] if constraints else []
-            answers, ended = self._decode(decoder([rows[i][prefix.length :] for i in batch], prefix), len(batch), held)
+            own = [constraints[i] for i in batch] if constraints else []
+            answers, ended = self._decode(decoder([rows[i][prefix.length :] for i in batch], prefix), len(batch), own)
             for i, ids, end in zip(batch, answers, ended, strict=True):
                 out[i], self.finished[i] = ids, end
         return out
@@ -98,15 +98,15 @@ class MlxGenerator:
         ended = [True] * count
         alive = list(range(count))
         for step in range(self.max_tokens):
-            held = [constraints[j] for j in alive] if constraints else []
-            allowed = np.stack([constraint.allowed() for constraint in held]) if held else None
+            active = [constraints[j] for j in alive] if constraints else []
+            allowed = np.stack([constraint.allowed() for constraint in active]) if active else None
             if self.exact_argmax:
                 tokens = self.exact_argmax(state.hidden, allowed)
             else:
                 logits = self._logits(state)
                 tokens = mx.argmax(logits if allowed is None else mx.where(mx.array(allowed), logits, -mx.inf), axis=-1)
                 tokens = tokens.tolist()
-            for constraint, token in zip(held, tokens):
+            for constraint, token in zip(active, tokens):
                 constraint.advance(token)
             keep = [j for j, token in enumerate(tokens) if token not in self.stop_ids]
             for j in keep:

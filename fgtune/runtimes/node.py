@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..core.errors import ToolMissing
 from ..core.project import project_root
-from ..export.layout import LOADING, model_file
+from ..export.layout import VARIANTS, loading, model_file
 from .constrained import Constraint
 
 NODE_MAJOR = 20
@@ -124,8 +124,8 @@ class NodeGenerator(NodeProcess):
         folder = Path(model_dir).resolve()
         if not (folder / "config.json").exists():
             raise NodeError(f"{folder} holds no config.json: a folder in the transformers.js layout is expected")
-        if variant not in LOADING:
-            raise NodeError(f"unknown variant {variant!r}: one of {', '.join(LOADING)}")
+        if variant not in VARIANTS:
+            raise NodeError(f"unknown variant {variant!r}: one of {', '.join(VARIANTS)}")
         if not (folder / "onnx" / model_file(variant)).exists():
             raise NodeError(f"{folder} holds no onnx/{model_file(variant)}: export or quantise that variant first")
         find_package("@huggingface/transformers")
@@ -133,8 +133,7 @@ class NodeGenerator(NodeProcess):
         self.stats: list[dict] = []
         self.finished: list[bool] = []  # of the last call: did each answer come to a stop token
         super().__init__(project_root() / "web" / "node" / "generate.mjs")
-        load = dict(zip(("model_file_name", "dtype"), LOADING[variant], strict=True))
-        request = {"op": "load", "folder": str(folder), "load": load, "threads": threads}
+        request = {"op": "load", "folder": str(folder), "load": loading(variant), "threads": threads}
         try:
             self.info = next(self.ask(request))
         except NodeError:
@@ -144,9 +143,9 @@ class NodeGenerator(NodeProcess):
     def _answers(self, prompts: list[str], constraints: Sequence[Constraint] | None, share: bool) -> list[dict]:
         if isinstance(prompts, str):
             raise TypeError("prompts is a list of strings, not one string")
-        held = [{"tools": one.tools, "verbatim": one.copied, **one.options} for one in constraints or ()]
+        grammars = [{"tools": each.tools, "verbatim": each.verbatim, **each.options} for each in constraints or ()]
         request = {"op": "generate", "prompts": list(prompts), "maxTokens": self.max_tokens, "share": share}
-        request["grammars"] = held or None
+        request["grammars"] = grammars or None
         answers = list(self.ask(request, last=lambda answer: "done" in answer))[:-1]
         self.stats = [answer["stats"] for answer in answers]
         self.finished = [answer["finished"] for answer in answers]
@@ -157,7 +156,7 @@ class NodeGenerator(NodeProcess):
     ) -> list[str]:
         """Answer texts, control tokens included, without the stop token; figures of each are left in `stats`.
 
-        `constraints` are what each answer is held to, by the grammar in JavaScript.
+        `constraints` are applied by the grammar in JavaScript. With `share`, the prefix of all prompts is run once.
         """
         return [answer["text"] for answer in self._answers(prompts, constraints, share)]
 

@@ -1,8 +1,8 @@
 """Greedy generation with onnxruntime: the prefix that all prompts share is run once, its keys and values are reused.
 
-The prompts are prefilled one by one and then decoded as one batch. GroupQueryAttention takes the length of each row
-from the attention mask and reads only that much of the past, so rows of different lengths are padded on the right and
-the answers are those of each prompt alone.
+The prompts of a batch are prefilled one by one and then decoded together. GroupQueryAttention takes the length of each
+row from the attention mask and reads only that much of the past, so rows of different lengths are padded on the right
+and the answers are those of each prompt alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .constrained import Constraint
 class OrtGenerator:
     """Greedy generation over a folder that `export_onnx` and `quantize` wrote. Raises OrtError.
 
-    `wide` takes the graph over unpacked weights that a deployed site has beside the variant (`wide.py`).
+    `dequantized` takes the second graph over the variant's weights that a deployed site has (`write_dequantized`).
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class OrtGenerator:
         stop_ids: Iterable[int] | None = None,
         threads: int | None = None,
         batch_size: int = 8,
-        wide: bool = False,
+        dequantized: bool = False,
     ):
         from tokenizers import Tokenizer
 
         folder = Path(onnx_dir)
         try:
-            path = folder / "onnx" / model_file(variant, wide=wide)
+            path = folder / "onnx" / model_file(variant, dequantized)
         except ExportError as error:
             raise OrtError(str(error)) from None
-        self.model = OrtModel(path, threads, settings=SESSION if wide else None)
+        self.model = OrtModel(path, threads, settings=SESSION if dequantized else None)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         if stop_ids is None:
             stop_ids = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
@@ -65,7 +65,7 @@ class OrtGenerator:
         shape = (1, self.model.past_shape[1], len(ids), self.model.past_shape[3])
         if any(name not in arrays or arrays[name].shape != shape for name in self.model.past_names):
             raise OrtError(f"the prompt cache does not hold {len(ids)} tokens of this model")
-        past = [self.model._value(arrays[name].astype(self.model.past_dtype)) for name in self.model.past_names]
+        past = [self.model.ort_value(arrays[name].astype(self.model.past_dtype)) for name in self.model.past_names]
         self._prefix, self._given = (tuple(ids), past), True
 
     def encode(self, prompt: str) -> list[int]:
@@ -81,26 +81,16 @@ class OrtGenerator:
         return [self.decode(ids) for ids in self.generate_ids(prompts, constraints)]
 
     def generate_ids(self, prompts: Sequence[str], constraints: Sequence[Constraint] | None = None) -> list[list[int]]:
-        """New token ids for each prompt, without the stop id; at most `max_tokens` each.
-
-        `constraints` are what each answer is held to (`grammar.Constraint`).
-        """
+        """New token ids for each prompt, without the stop id; at most `max_tokens` each."""
         rows = self._encode_all(prompts)
         self.ids, self.finished = [], []
-        past = self._share(rows) if rows else []
+        past = self._shared_past(rows) if rows else []
         for start in range(0, len(rows), self.batch_size):
             batch = slice(start, start + self.batch_size)
-            answers, ended = self._decode_batch(rows[batch], past, constraints and constraints[batch])
+            answers, ended = self._answer(rows[batch], past, constraints and constraints[batch])
             self.ids += answers
             self.finished += ended
         return self.ids
-
-    def next_logits(self, prompts: Sequence[str]) -> np.ndarray:
-        """Logits of the token after each prompt, float32 [prompts, vocab]."""
-        rows = self._encode_all(prompts)
-        past = self._share(rows) if rows else []
-        found = [self._suffix(row, past)[0] for row in rows]
-        return np.stack(found) if found else np.empty((0, self.model.vocab), np.float32)
 
     def logits(self, ids: Sequence[int], start: int = 0, cached: bool = False) -> np.ndarray:
         """Logits after each of `ids[start:]`, float32 [len(ids) - start, vocab].
@@ -121,17 +111,6 @@ class OrtGenerator:
                 found.append(logits[0])
         return np.concatenate(found)
 
-    def prefix_cache(self, prompt_prefix: str) -> dict[str, np.ndarray]:
-        """Keys and values of a prefix, by input name, [1, kv heads, tokens, head_dim]: bake them beside the model.
-
-        The prefix must end where a token ends (after <end_of_turn> and its newline, say).
-        """
-        ids = self.encode(prompt_prefix)
-        if not ids:
-            raise OrtError("the prefix is empty")
-        _, past = self.model.run(np.array([ids]), self.model.empty())
-        return {name: value.numpy() for name, value in zip(self.model.past_names, past, strict=True)}
-
     def _encode_all(self, prompts: Sequence[str]) -> list[list[int]]:
         if isinstance(prompts, str):
             raise OrtError("prompts is one string: give a list")
@@ -140,7 +119,7 @@ class OrtGenerator:
             raise OrtError("a prompt is empty")
         return rows
 
-    def _share(self, rows: list[list[int]]) -> list:
+    def _shared_past(self, rows: list[list[int]]) -> list:
         """The past of the prefix that all rows share; kept for the next call."""
         ids = tuple(rows[0][: common_prefix(rows)]) if len(rows) > 1 else ()
         known = self._prefix[0]
@@ -154,52 +133,68 @@ class OrtGenerator:
             self._prefix = (ids, past)
         return past
 
-    def _suffix(self, row: list[int], past: list) -> tuple[np.ndarray, list]:
-        """Run what a row has beyond `past`; returns (logits [vocab] of its last token, its past)."""
-        own = row[past[0].shape()[2] :]
-        logits, mine = self.model.run(np.array([own]), past)
-        return logits[0, -1], mine
-
-    def _decode_batch(
+    def _answer(
         self, rows: list[list[int]], past: list, constraints: Sequence[Constraint] | None
     ) -> tuple[list[list[int]], list[bool]]:
-        """New ids of each row, and whether it came to a stop token."""
+        """New ids of each row of a batch, and whether it came to a stop token; `past` holds the shared prefix."""
+        answers = _Answers(len(rows), self.stop_ids, self.max_tokens, constraints)
+        if self.max_tokens > 0:
+            logits, state = self._prefill(rows, past)
+            tokens = [answers.extend(i, scores) for i, scores in enumerate(logits)]
+            self._decode(state, list(map(len, rows)), tokens, answers)
+        return answers.ids, answers.finished
 
-        def likeliest(i: int, scores: np.ndarray) -> int:
-            return constraints[i].choose(scores) if constraints else int(scores.argmax())
+    def _prefill(self, rows: list[list[int]], past: list) -> tuple[list[np.ndarray], list]:
+        """Run what each row has beyond `past`, row by row.
 
-        done: list[list[int]] = [[] for _ in rows]
-        ended = [False] * len(rows)
-        if self.max_tokens < 1:
-            return done, ended
-        if self.model.right_padded:
-            held = past[0].shape()[2]
-            whole = state = self.model.stack(past, len(rows), max(map(len, rows)) - held + self.max_tokens)
-        tokens = []
+        Returns the logits [vocab] after each row, and the past of all rows, with capacity for their answers.
+        """
+        held = past[0].shape()[2]
+        if not self.model.right_padded:  # a batch of one
+            (row,) = rows
+            logits, state = self.model.run(np.array([row[held:]]), past)
+            return [logits.reshape(-1)], state
+        state = self.model.stack(past, len(rows), max(map(len, rows)) - held + self.max_tokens)
+        found = []
         for i, row in enumerate(rows):
-            if self.model.right_padded:
-                mine = self.model.part(whole, slice(i, i + 1))
-                logits, _ = self.model.run(np.array([row[held:]]), mine, [held])
-            else:
-                logits, state = self._suffix(row, past)  # a batch of one
-            if constraints:
-                constraints[i].start()
-            tokens.append(likeliest(i, logits.reshape(-1)))
-            ended[i] = tokens[i] in self.stop_ids
-            if not ended[i]:
-                done[i].append(tokens[i])
-        active, lengths = list(range(len(rows))), list(map(len, rows))
-        while True:
-            alive = [k for k, i in enumerate(active) if not ended[i] and len(done[i]) < self.max_tokens]
-            if not alive:
-                return done, ended
+            own = self.model.part(state, slice(i, i + 1))
+            logits, _ = self.model.run(np.array([row[held:]]), own, [held])
+            found.append(logits.reshape(-1))
+        return found, state
+
+    def _decode(self, state: list, lengths: list[int], tokens: list[int], answers: _Answers) -> None:
+        """Extend the answers of a batch by one token a step; rows whose answer is complete leave the batch.
+
+        `lengths` are the tokens that `state` holds of each row, `tokens` the last token of each answer.
+        """
+        active = list(range(len(lengths)))
+        while alive := [k for k, i in enumerate(active) if answers.is_open(i)]:
             if len(alive) < len(active):
                 state, order = self.model.compact(state, alive, lengths)
                 active, tokens, lengths = ([items[k] for k in order] for items in (active, tokens, lengths))
             logits, state = self.model.run(np.array(tokens)[:, None], state, lengths)
             lengths = [length + 1 for length in lengths]
-            tokens = [likeliest(i, row) for i, row in zip(active, logits[:, -1])]
-            for k, i in enumerate(active):
-                ended[i] = tokens[k] in self.stop_ids
-                if not ended[i]:
-                    done[i].append(tokens[k])
+            tokens = [answers.extend(i, scores) for i, scores in zip(active, logits[:, -1])]
+
+
+class _Answers:
+    """The answers to a batch of prompts as they grow."""
+
+    def __init__(self, count: int, stop_ids: frozenset[int], max_tokens: int, constraints: Sequence[Constraint] | None):
+        self.ids: list[list[int]] = [[] for _ in range(count)]
+        self.finished = [False] * count
+        self.stop_ids, self.max_tokens, self.constraints = stop_ids, max_tokens, constraints
+        for constraint in constraints or ():
+            constraint.start()
+
+    def extend(self, i: int, scores: np.ndarray) -> int:
+        """Choose the next token of answer `i` by its logits [vocab]; returns it, a stop token too."""
+        token = self.constraints[i].choose(scores) if self.constraints else int(scores.argmax())
+        self.finished[i] = token in self.stop_ids
+        if not self.finished[i]:
+            self.ids[i].append(token)
+        return token
+
+    def is_open(self, i: int) -> bool:
+        """Whether answer `i` goes on."""
+        return not self.finished[i] and len(self.ids[i]) < self.max_tokens
