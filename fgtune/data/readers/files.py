@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -84,8 +83,8 @@ def _syntax_error(error: json.JSONDecodeError, path: Path, line: int) -> DataErr
 def read_csv(path: Path) -> list[list[str]]:
     """The rows of a CSV file, empty ones left out. Raises DataError."""
     try:
-        text = path.read_text(encoding="utf-8-sig", newline="")
-        return [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
     except UnicodeDecodeError as error:
         raise DataError(f"{path.name} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
     except csv.Error as error:
