@@ -11,10 +11,10 @@ import yaml
 
 from fgtune.core.project import project_root
 from fgtune_helpers.params import PARAMETERS
-from fgtune_helpers.report import replace_block
 
 sys.path.insert(0, str(project_root() / "tests"))
 import readme
+from readme import replace_block
 
 ROOT = project_root()
 PAGES = {
