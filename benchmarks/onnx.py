@@ -91,7 +91,7 @@ class Bench:
         self.held_out = load_rows(data, "test", tokenizer)
         self.prompt = list(self.held_out[0].ids)
         self.cases = load_cases(data, "test")
-        self.copied = read_json(data / "copied.json")
+        self.copied = read_json(data / "verbatim_arguments.json")
         self.folder = work / "onnx"
 
     def row(self, part: str, name: str, **values) -> None:

@@ -45,12 +45,12 @@ def closest(name: str, known) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def names_set(namespace: dict[str, Any]) -> list[str]:
+def names_set(namespace: dict[str, Any], parameters: list[str]) -> list[str]:
     """Names of a notebook's globals that its parameters cell, and papermill's injected one, have set.
 
-    Those are the cells of plain assignments that ran just before the current one, by IPython's `In`. So a misspelt
-    parameter is found and what later cells left in the kernel is not mistaken for one. Where there is no history (a
-    script), every plain global counts.
+    Those are the cells of plain assignments that ran just before the current one, by IPython's `In`, back to the one
+    that sets all `parameters`. So a misspelt parameter is found and what later cells left in the kernel is not mistaken
+    for one. Where there is no history (a script), every plain global counts.
     """
     cells = list(namespace.get("In") or ())
     if not cells:
@@ -59,7 +59,7 @@ def names_set(namespace: dict[str, Any]) -> list[str]:
     if "start_stage" in cells[-1]:
         cells.pop()
     names: list[str] = []
-    while cells and (found := _assigned(cells.pop())) is not None:
+    while cells and not {*parameters} <= {*names} and (found := _assigned(cells.pop())) is not None:
         names = found + names
     return names
 
@@ -97,7 +97,8 @@ def coerce(name: str, value: Any) -> Any:
     if name in ("variants", "node_variants", "deploy_variant"):
         for variant in [value] if kind is str else value:
             if variant not in VARIANTS:
-                raise ParameterError(f"{name}: unknown variant {variant!r}{closest(str(variant), VARIANTS)}")
+                near = closest(str(variant), VARIANTS)
+                raise ParameterError(f"{name}: unknown variant {variant!r}, not one of {', '.join(VARIANTS)}{near}")
     if name == "num_layers" and value == 0:
         raise ParameterError("num_layers = 0 trains nothing: use -1 for all layers")
     return value

@@ -55,8 +55,8 @@ class Stage:
     mlx: bool = False
 
     @property
-    def all_params(self) -> tuple[str, ...]:
-        return ("run_dir", *self.params, *self.soft)
+    def all_params(self) -> list[str]:
+        return ["run_dir", *self.params, *self.soft]
 
 
 STAGES = {name: Stage(**entry) for name, entry in SERIES["stages"].items()}
@@ -256,7 +256,7 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
     Raises ParameterError or StageError, one line each.
     """
     spec = STAGES[stage]
-    given = [name for name in (*names_set(namespace), *spec.all_params) if name in namespace]
+    given = [name for name in (*names_set(namespace, spec.all_params), *spec.all_params) if name in namespace]
     values = {name: coerce(name, namespace[name]) for name in given}
     if missing := [name for name in spec.all_params if name not in values]:
         raise ParameterError(f"the parameters cell of {stage} lacks {', '.join(missing)}")
@@ -283,7 +283,6 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
             if done and done["key"] == key and not verify_outputs(root / stage, done):
                 shutil.copytree(root / stage, work, ignore=shutil.ignore_patterns("stage.json"))
                 print(f"the same was done before: {values['run_dir']}/{stage} goes on (FGTUNE_FRESH=1 begins anew)")
-
     work.mkdir(parents=True, exist_ok=True)
     stamp.write_text(key)
     for name, value in values.items():

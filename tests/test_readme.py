@@ -7,10 +7,10 @@ import pytest
 
 from fgtune.core.project import project_root
 from fgtune_helpers.params import PARAMETERS
-from fgtune_helpers.report import replace_block
 
 sys.path.insert(0, str(project_root() / "tests"))
 import readme
+from readme import replace_block
 
 TEXT = readme.README.read_text(encoding="utf-8")
 
