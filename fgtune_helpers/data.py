@@ -9,19 +9,23 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from fgtune.data.augment import augment, combine
-from fgtune.data.examples import first_calls, first_query, label
-from fgtune.data.readers.examples import read_examples as examples_of_files
-from fgtune.data.readers.tools import plain_tools
-from fgtune.data.readers.tools import read_tools as tools_of_files
+from fgtune.data.examples import calls_per_tool, first_calls, first_query, label
+from fgtune.data.readers.examples import load_examples
+from fgtune.data.readers.tools import load_tools
 from fgtune.data.rows import Row, mask_html
 from fgtune.data.rows import tokenize as row_of
-from fgtune.data.splits import leaks, nearest_neighbour_score, random_split
+from fgtune.data.splits import (
+    held_out_per_tool,
+    held_out_sizes,
+    leaks,
+    lint_splits,
+    nearest_neighbour_score,
+    random_split,
+)
 from fgtune.data.splits import split_examples as split_by_group
 from fgtune.data.verbatim import verbatim_arguments
 from fgtune.evaluation.coverage import refused_calls as calls_refused
 from fgtune.format.findings import FindingsTable
-from fgtune.format.lint import lint_examples, repair_examples
-from fgtune.format.tools import repair_tools
 from fgtune.runtimes.constrained import Grammar
 
 from .stage import resolve_path
@@ -32,18 +36,15 @@ __all__ += ["split_examples", "tokenize", "verbatim_arguments"]
 
 def read_tools(path: str) -> tuple[list[dict], FindingsTable]:
     """The tools of a file or a folder, normalised, as `{"name", "description", "parameters"}`; and what lint says."""
-    file = resolve_path(path)
-    tools, findings = repair_tools(tools_of_files(file), file.name)
-    return plain_tools(tools), FindingsTable(findings)
+    tools, findings = load_tools(resolve_path(path))
+    return tools, FindingsTable(findings)
 
 
 def read_examples(path: str, tools: list[dict], tokenizer, max_seq_length: int) -> tuple[list[dict], FindingsTable]:
     """The examples of a file or a folder as normalised chat rows `{"id", "tools", "messages"}`; and what lint says."""
-    file = resolve_path(path)
-    examples, findings = repair_examples(examples_of_files(file, tools), file.name)
     count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    lint = {"source": file.name, "count_tokens": count, "max_seq_length": max_seq_length}
-    return examples, FindingsTable(findings + lint_examples(examples, tools, **lint))
+    examples, findings = load_examples(resolve_path(path), tools, count, max_seq_length)
+    return examples, FindingsTable(findings)
 
 
 def about(example: dict) -> SimpleNamespace:
@@ -76,14 +77,32 @@ def split_examples(
     """Seeded train, valid and test examples. `by` "group" keeps what asks for the same calls, or in words at least
     `similarity` (0 to 100) alike, in one split, stratified by tool; "chance" shuffles. Raises DataError."""
     if by == "chance":
-        return random_split(examples, valid=valid, test=test, seed=seed)
+        return random_split(examples, **held_out_sizes(len(examples), valid=valid, test=test), seed=seed)
     return split_by_group(examples, valid=valid, test=test, similarity=similarity, seed=seed)
 
 
-def audit_split(splits: dict[str, list[dict]], similarity: float) -> SimpleNamespace:
+def audit_split(
+    splits: dict[str, list[dict]],
+    examples: list[dict],
+    tools: list[dict],
+    *,
+    similarity: float,
+    valid: int,
+    test: int,
+    **_,
+) -> SimpleNamespace:
     """`leaks`: (held-out id, training id, likeness) of held-out examples whose calls, or nearly whose words, are
-    trained on. `copying`: share of test examples that copying the most alike training example's answer gets right."""
-    return SimpleNamespace(leaks=leaks(splits, similarity), copying=nearest_neighbour_score(splits))
+    trained on. `copying`: share of test examples that copying the most alike training example's answer gets right.
+    `held_out`: cases for each tool that their first answer calls. `untrained`: tools that `examples` call, but no
+    training example does. `findings`: what there is to say where fewer cases than `valid` and `test` are held out."""
+    called, trained = (calls_per_tool(rows, tools) for rows in (examples, splits["train"]))
+    return SimpleNamespace(
+        leaks=leaks(splits, similarity),
+        copying=nearest_neighbour_score(splits),
+        held_out=held_out_per_tool(splits, tools),
+        untrained=[name for name, count in called.items() if count and not trained.get(name)],
+        findings=FindingsTable(lint_splits(splits, tools, valid=valid, test=test)),
+    )
 
 
 class Augmented(NamedTuple):

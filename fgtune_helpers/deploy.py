@@ -13,6 +13,7 @@ from fgtune.runtimes.onnxruntime import OrtGenerator
 from fgtune.site.browser import try_in_browser as ask_in_browser
 from fgtune.site.build import SiteReport
 from fgtune.site.build import build_site as site_of
+from fgtune.site.prompt_cache import stored_prompt_cache
 
 from .stage import Run
 
@@ -23,13 +24,14 @@ def build_site(run: Run, cases: Sequence[Case]) -> SiteReport:
     return site_of(
         run.input("07_quantize"), run.p.deploy_variant, read_json(run.input("01_data") / "tools.json"),
         run.dir / "site", examples=[case.query for case in cases], max_tokens=run.p.max_tokens,
-        constrained=run.p.constrained, copied=run.verbatim_arguments(),
+        constrained=run.p.constrained, verbatim=run.verbatim_arguments(),
     )  # fmt: skip
 
 
 class PageReport(NamedTuple):
     """What a browser answered on the page: one dict a case (`answers`), them judged (`card`), and what the page says of
-    itself (`page`: variant, device, times). `generator` runs the page's own graph in Python."""
+    itself (`page`: variant, device, times). `generator` runs the page's own graph in Python, from the prompt cache that
+    the page starts from."""
 
     answers: list[dict]
     card: Scorecard
@@ -44,5 +46,6 @@ def try_in_browser(run: Run, cases: Sequence[Case]) -> PageReport:
     answers = ask_in_browser(site, [case.query for case in cases], screenshots=run.dir / "screenshots")
     results = [judge(case, answer["text"], answer["finished"]) for case, answer in zip(cases, answers, strict=True)]
     page = answers[0]["page"]
-    here = OrtGenerator(site / "model", variant, max_tokens=run.p.max_tokens, wide=page["wide"])
+    here = OrtGenerator(site / "model", variant, max_tokens=run.p.max_tokens, dequantized=page["dequantized"])
+    here.use_prompt_cache(*stored_prompt_cache(site, variant))
     return PageReport(answers, Scorecard(f"{variant} (Chromium)", results), page, here)

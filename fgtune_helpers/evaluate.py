@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from fgtune.data.rows import Case
 from fgtune.evaluation.divergence import MlxLogits
-from fgtune.evaluation.divergence import compare as divergence_of
+from fgtune.evaluation.divergence import divergence as divergence_of
 from fgtune.evaluation.judging import judge
+from fgtune.evaluation.near_ties import Difference
+from fgtune.evaluation.near_ties import differences as differences_of
 from fgtune.evaluation.scorecards import Comparison, Scorecard, score
+from fgtune.runtimes.constrained import Grammar
 
-__all__ = ["Comparison", "Scorecard", "divergence", "judge", "score"]
+__all__ = ["Comparison", "Scorecard", "differences", "divergence", "judge", "score"]
 
 
 def divergence(reference, other, prompts: Sequence[Sequence[int]], last: int | Sequence[int] = 48) -> dict:
@@ -23,3 +27,14 @@ def divergence(reference, other, prompts: Sequence[Sequence[int]], last: int | S
     if isinstance(reference, str | Path):
         reference = MlxLogits(reference)
     return divergence_of(reference, other, prompts, last)
+
+
+def differences(
+    card: Scorecard, reference: Scorecard, model, cases: Sequence[Case], grammar: Grammar | None = None
+) -> list[Difference]:
+    """Where the answers of `card` part from those of `reference`, and whether each is a `near_tie`: two tokens so close
+    that rounding decides between them. `model` made the reference: an `OrtGenerator`, or the folder of a model for MLX.
+    """
+    if isinstance(model, str | Path):
+        model = MlxLogits(model)
+    return differences_of(card, reference, model, cases, grammar)

@@ -33,6 +33,12 @@ class Finding:
         place = " · ".join(part for part in (self.file, self.example, self.tool, self.where) if part)
         return f"{self.level}: {place}: {self.message}" if place else f"{self.level}: {self.message}"
 
+    def as_json(self) -> dict:
+        """`level`, `code`, `where` (file, row, tool and place in one text) and `message`, which begins with the place."""
+        where = " · ".join(part for part in (self.file, self.example, self.tool, self.where) if part)
+        message = f"{where}: {self.message}" if where else self.message
+        return {"level": self.level, "code": self.code, "where": where, "message": message}
+
 
 class FindingsTable:
     """Findings as a table, errors first: text when printed, HTML in a notebook. At most `limit` rows are shown."""
@@ -57,11 +63,27 @@ class FindingsTable:
         return len(self.findings)
 
     def _rest(self) -> str:
-        hidden = len(self.findings) - self.limit
-        return f"… and {hidden} more" if hidden > 0 else ""
+        hidden = Counter(finding.level for finding in self.findings[self.limit :])
+        return (
+            "… and " + ", ".join(f"{hidden[level]} more of level {level}" for level in LEVELS if hidden[level])
+            if hidden
+            else ""
+        )
 
     def __str__(self) -> str:
         lines = [str(finding) for finding in self.findings[: self.limit]]
+        return "\n".join([*lines, *([self._rest()] if self._rest() else []), self.summary])
+
+    def columns(self, widest: int = 40) -> str:
+        """The findings in columns of text, none wider than `widest` characters but the last, the message."""
+        shown = self.findings[: self.limit]
+        cells = [[f.level, f.file, f.example, f.tool, f.where] for f in shown]
+        cells = [[cell if len(cell) <= widest else cell[: widest - 1] + "…" for cell in row] for row in cells]
+        widths = [max(map(len, column)) for column in zip(("level", "file", "row", "tool", "where"), *cells)]
+        used = [i for i, column in enumerate(zip(*cells)) if any(column)]
+        rows = [["level", "file", "row", "tool", "where"], *cells] if shown else []
+        messages = ["what to do", *(finding.message for finding in shown)]
+        lines = ["  ".join([*(row[i].ljust(widths[i]) for i in used), message]) for row, message in zip(rows, messages)]
         return "\n".join([*lines, *([self._rest()] if self._rest() else []), self.summary])
 
     __repr__ = __str__
