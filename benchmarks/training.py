@@ -13,26 +13,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from fgtune.core import blas
-from fgtune.data.batches import make_batch
-from fgtune.models.adapters import add_lora, load_model
-from fgtune.training.choose import make_engine
-from fgtune.training.config import TrainConfig
-from fgtune.training.loop import apply_gradients
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 
+from fgtune.core import blas  # noqa: E402
+from fgtune.data.batches import make_batch  # noqa: E402
+from fgtune.data.rows import Row  # noqa: E402
+from fgtune.format.template import TRIGGER, render  # noqa: E402
+from fgtune.models.adapters import add_lora, load_model  # noqa: E402
+from fgtune.models.base import resolve_base  # noqa: E402
+from fgtune.training.callbacks import peak_memory_gb  # noqa: E402
+from fgtune.training.choose import make_engine  # noqa: E402
+from fgtune.training.config import TrainConfig  # noqa: E402
+from fgtune.training.loop import apply_gradients  # noqa: E402
+
 WAYS = {
     "ours": "this workbook, float32",
-    "ours-bf16": "this workbook, bfloat16 products",
-    "ours-sampled": "this workbook, bfloat16 products, sampled softmax",
+    "ours-bf16": "this workbook, bfloat16 matmuls",
+    "ours-sampled": "this workbook, bfloat16 matmuls, sampled softmax",
     "ours-mlx": "this workbook, engine mlx (no torch)",
     "mlx-lm": "mlx-lm as installed",
     "mlx-lm-blas": "mlx-lm with the fast BLAS",
@@ -53,8 +58,6 @@ def make_rows(base: Path, tools_count: int, batch: int, query_tokens: int) -> li
     a sentence to `query_tokens` (0: as they are).
     """
     from transformers import AutoTokenizer
-
-    from fgtune.format.template import TRIGGER, render
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     shipped = json.loads((ROOT / "examples" / "tools" / "everyday.json").read_text())
@@ -131,19 +134,14 @@ def peak_gb() -> float:
         taken = sys.modules["torch"].cuda.max_memory_allocated() / 1e9
         if taken > 0.1:
             return taken
-    from fgtune.training.callbacks import peak_memory_gb
-
     return peak_memory_gb()
 
 
 def ours(way, base, spec, rows):
-    """One step of `fgtune_helpers.train`: loss, gradients, clipping, optimiser."""
-    pass
-    from fgtune.data.rows import Row
-
-    mx = blas.mlx()
+    """One step of `fgtune.training.loop.train`: loss, gradients, clipping, optimiser."""
     import mlx.optimizers as optimizers
 
+    mx = blas.mlx()
     model, _ = load_model(base)
     add_lora(model, spec["rank"], 20.0)
     config = TrainConfig(
@@ -168,8 +166,6 @@ def ours(way, base, spec, rows):
 def mlx_lm(way, base, spec, rows):
     """One step as mlx-lm's trainer makes it (compiled, `default_loss`), on its own batch layout."""
     if way == "mlx-lm-blas":
-        pass
-
         mx = blas.mlx()
         mx.enable_compile()
     else:
@@ -338,9 +334,6 @@ def main() -> None:
         job = json.loads(options.child)
         print(json.dumps(measure(job["way"], Path(job["base"]), job["spec"])))
         return
-    pass
-    from fgtune.models.base import resolve_base
-
     mx = blas.mlx()
     base = resolve_base(options.base).path
     ways = [w for w in options.ways.split(",") if w] or list(WAYS)
@@ -381,10 +374,6 @@ def main() -> None:
 
 def machine() -> dict:
     """What the numbers were measured on."""
-    import platform
-
-    pass
-
     report = blas.device_report()
     return {
         "device": f"{report['device']} {report['name']}",

@@ -1,3 +1,3 @@
-"""Helpers of the fgtune workbook: one module a job, nothing happens on import."""
+"""What the notebooks call: one small module a stage over the engine `fgtune`. Nothing happens on import."""
 
 __version__ = "0.1.0"

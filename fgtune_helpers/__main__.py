@@ -1,9 +1,11 @@
-"""`python -m fgtune_helpers run | audit | serve | sweep`."""
+"""`python -m fgtune_helpers run | check | audit | serve | sweep`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+
+from fgtune.core.errors import DeployError
 
 from . import runner
 from .audit import audit
@@ -14,7 +16,7 @@ from .sweep import sweep
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fgtune_helpers", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run | audit | serve | sweep")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | check | audit | serve | sweep")
 
     def series(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
@@ -30,13 +32,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--skip", action="append", default=[], metavar="STAGE", help="leave this stage out (repeatable)")
     run.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
     run.add_argument("--list", action="store_true", help="list the stages and what is done")
+    files = commands.add_parser("check", help="read, convert and lint your tools and examples, in seconds")
+    files.add_argument("--tools", required=True, metavar="PATH", help="a file or a folder of tools")
+    files.add_argument("--examples", metavar="PATH", help="a file or a folder of examples")
+    files.add_argument("--json", metavar="FILE", help="write the canonical form and the findings here")
     check = commands.add_parser("audit", help="check a finished run from its files alone")
     check.add_argument("run_dir", nargs="?", default="runs/quickstart")
-    serve = commands.add_parser("serve", help="preview a deployed site on this machine only")
-    serve.add_argument("site", nargs="?", default="runs/quickstart/10_deploy_browser/site")
-    serve.add_argument("--port", type=int, default=8000)
-    grid = series("sweep", "train and test every combination of comma-separated values: -p rank 4,8,16")
-    grid.set_defaults(start=None, end=None)
+    page = commands.add_parser("serve", help="preview a deployed site on this machine only")
+    page.add_argument("site", nargs="?", default="runs/quickstart/10_deploy_browser/site")
+    page.add_argument("--port", type=int, default=8000)
+    series("sweep", "train and test every combination of comma-separated values: -p rank 4,8,16")
     return parser
 
 
@@ -44,16 +49,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 1 a stage failed, 2 bad parameters."""
     args = _parser().parse_args(argv)
     try:
+        if args.command == "check":
+            from .checking import check_files
+
+            return check_files(args.tools, args.examples, args.json)
         if args.command == "audit":
             return audit(args.run_dir)
         if args.command == "serve":
-            from fgtune.core.errors import DeployError
             from fgtune.site.server import serve
 
-            try:
-                serve(args.site, args.port)
-            except DeployError as error:
-                raise ParameterError(str(error)) from None
+            serve(args.site, args.port)
             return runner.OK
         if args.command == "sweep":
             grid = {n: [coerce(n, v) for v in value.split(",")] for n, value in args.p if "," in value}
@@ -67,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
             runner.list_stages(plan)
             return runner.OK
         return runner.run_series(plan)
-    except (ParameterError, StageError, OSError) as error:
+    except (ParameterError, StageError, DeployError, OSError) as error:
         print(f"fgtune: {error}", file=sys.stderr)
         return runner.BAD
     except KeyboardInterrupt:

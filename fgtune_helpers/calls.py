@@ -1,4 +1,4 @@
-"""The old name of calls as text: what it promised stays importable here. The engine has it in `fgtune.format`."""
+"""Calls as text and back, as notebooks use them; the engine has them in `fgtune.format`."""
 
 from fgtune.format.calls import Call, CallSyntaxError, format_call, parse_calls, same_call
 

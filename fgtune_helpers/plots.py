@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 from fgtune.evaluation.scorecards import Scorecard
@@ -9,10 +10,8 @@ from fgtune.evaluation.scorecards import Scorecard
 INK, MUTED, ACCENT, WARM = "#1f2937", "#9ca3af", "#2563eb", "#d97706"
 
 
-def _picture(**options):
-    """A matplotlib figure that shows itself in a notebook without pyplot and its global state."""
-    import io
-
+def _axes(title: str, width: float = 7.0, height: float = 3.4):
+    """A figure that shows itself in a notebook without pyplot and its global state, and its axes."""
     from matplotlib.figure import Figure
 
     class Picture(Figure):
@@ -21,11 +20,7 @@ def _picture(**options):
             self.savefig(file, format="png", dpi=96)
             return file.getvalue()
 
-    return Picture(**options)
-
-
-def _axes(title: str, width: float = 7.0, height: float = 3.4):
-    fig = _picture(figsize=(width, height), layout="constrained")
+    fig = Picture(figsize=(width, height), layout="constrained")
     ax = fig.subplots()
     ax.set_title(title, color=INK, loc="left", fontsize=11)
     ax.spines[["top", "right"]].set_visible(False)
@@ -37,31 +32,27 @@ def plot_lengths(lengths: Sequence[int], prefix: int):
     """Histogram of the tokens that each row has beyond the shared developer turn of `prefix` tokens."""
     fig, ax = _axes(f"Tokens per dialogue, beside the {prefix:,} that all of them share")
     ax.hist(lengths, bins=min(40, max(5, max(lengths) - min(lengths) + 1)), color=ACCENT)
-    ax.set_xlabel("own tokens")
-    ax.set_ylabel("dialogues")
+    ax.set(xlabel="own tokens", ylabel="dialogues")
     return fig
 
 
 def plot_history(records: Sequence[dict]):
     """Training loss per report and, on the right axis, validation exact match; records have `iter`, `loss`, `exact`."""
     fig, ax = _axes("Training")
-    loss = [(r["iter"], r["loss"]) for r in records if r.get("loss") is not None]
-    valid = [(r["iter"], r["valid_loss"]) for r in records if r.get("valid_loss") is not None]
-    exact = [(r["iter"], 100 * r["exact"]) for r in records if r.get("exact") is not None]
+    loss, valid, exact = ([(r["iter"], r[key]) for r in records if r.get(key) is not None]
+                          for key in ("loss", "valid_loss", "exact"))  # fmt: skip
     ax.plot(*zip(*loss), color=ACCENT, label="training loss") if loss else None
     ax.plot(*zip(*valid), color=MUTED, marker=".", label="validation loss") if valid else None
-    ax.set_xlabel("iteration")
-    ax.set_ylabel("loss (nats per answer token)")
+    ax.set(xlabel="iteration", ylabel="loss (nats per answer token)")
     ax.set_ylim(bottom=0)
     lines, names = ax.get_legend_handles_labels()
     if exact:
         right = ax.twinx()
         right.spines[["top"]].set_visible(False)
-        right.plot(*zip(*exact), color=WARM, marker="o", label="validation exact match")
-        right.set_ylim(0, 102)
-        right.set_ylabel("exact match (%)")
-        more, labels = right.get_legend_handles_labels()
-        lines, names = lines + more, names + labels
+        steps, shares = zip(*exact)
+        lines += right.plot(steps, [100 * share for share in shares], color=WARM, marker="o")
+        names.append("validation exact match")
+        right.set(ylim=(0, 102), ylabel="exact match (%)")
     ax.legend(lines, names, frameon=False, fontsize=9, loc="center right")
     return fig
 
@@ -69,17 +60,14 @@ def plot_history(records: Sequence[dict]):
 def plot_scores(cards: Sequence[Scorecard]):
     """Exact match of several runtimes as bars, with Wilson's 95 % intervals."""
     fig, ax = _axes("Exact match on the same held-out cases", height=0.5 + 0.45 * max(3, len(cards)))
-    names = [card.name for card in cards]
     for i, card in enumerate(cards):
         s = card.summary()
-        low, high = 100 * s["exact_low"], 100 * s["exact_high"]
         ax.barh(i, 100 * (s["exact"] or 0), color=ACCENT, height=0.6)
-        ax.plot([low, high], [i, i], color=INK, linewidth=1.2)
+        ax.plot([100 * s["exact_low"], 100 * s["exact_high"]], [i, i], color=INK, linewidth=1.2)
         ax.text(101, i, f"{card.hits}/{card.n}", va="center", fontsize=9, color=INK)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(cards)), [card.name for card in cards])
     ax.invert_yaxis()
-    ax.set_xlim(0, 112)
-    ax.set_xlabel("exact match (%), line: 95 % interval")
+    ax.set(xlim=(0, 112), xlabel="exact match (%), line: 95 % interval")
     return fig
 
 
@@ -87,15 +75,13 @@ def plot_sizes(rows: Sequence[dict]):
     """Size against exact match, dots as large as they are fast; rows have `variant`, `mb`, `exact`, `tokens_per_s`."""
     fig, ax = _axes("Size, accuracy and speed of the variants")
     for i, row in enumerate(sorted(rows, key=lambda row: row["mb"])):
-        speed = row.get("tokens_per_s") or 1
-        ax.scatter(row["mb"], 100 * row["exact"], s=30 + 8 * speed, color=ACCENT, alpha=0.6, edgecolor=INK)
+        speed, spot = row.get("tokens_per_s") or 1, (row["mb"], 100 * row["exact"])
+        ax.scatter(*spot, s=30 + 8 * speed, color=ACCENT, alpha=0.6, edgecolor=INK)
         # neighbours are named above and below, so that names of variants of like size do not lie on each other
-        ax.annotate(f"{row['variant']}\n{speed:.0f} tok/s", (row["mb"], 100 * row["exact"]), textcoords="offset points",
-                    xytext=(0, -20 if i % 2 else 20), fontsize=8, color=INK, ha="center",
-                    va="top" if i % 2 else "bottom")  # fmt: skip
-    ax.set_xlabel("download (MB)")
-    ax.set_ylabel("exact match (%)")
-    ax.set_xlim(0, 1.2 * max(row["mb"] for row in rows))
+        dy, va = (-20, "top") if i % 2 else (20, "bottom")
+        ax.annotate(f"{row['variant']}\n{speed:.0f} tok/s", spot, (0, dy), textcoords="offset points", fontsize=8,
+                    color=INK, ha="center", va=va)  # fmt: skip
+    ax.set(xlabel="download (MB)", ylabel="exact match (%)", xlim=(0, 1.2 * max(row["mb"] for row in rows)))
     ax.margins(y=0.5)  # room for the names of the highest and the lowest
     return fig
 
@@ -107,34 +93,10 @@ def plot_confusion(card: Scorecard):
     fig, ax = _axes(f"Tools: expected and called, {card.name}", 1.6 + 0.5 * len(names), 1.2 + 0.36 * len(names))
     grid = [[pairs.get((a, b), 0) for b in names] for a in names]
     ax.imshow(grid, cmap="Blues", aspect="auto")
-    for i, row in enumerate(grid):
-        for j, n in enumerate(row):
-            if n:
-                ax.text(
-                    j, i, n, ha="center", va="center", fontsize=8, color="white" if n > max(map(max, grid)) / 2 else INK
-                )
+    for (a, b), n in pairs.items():
+        color = "white" if n > max(pairs.values()) / 2 else INK
+        ax.text(names.index(b), names.index(a), n, ha="center", va="center", fontsize=8, color=color)
     ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     ax.set_yticks(range(len(names)), names, fontsize=8)
-    ax.set_ylabel("expected")
-    ax.set_xlabel("called")
+    ax.set(xlabel="called", ylabel="expected")
     return fig
-
-
-class LiveTraining:
-    """Shows training as it goes: a line per report, and in a notebook one figure that redraws itself."""
-
-    def __init__(self):
-        from IPython.display import display
-
-        from fgtune.training.callbacks import format_record
-
-        self.records, self.format, self.display = [], format_record, display
-        self.handle = None  # a figure from the first record on; there is none when nothing is left to do
-
-    def __call__(self, record: dict) -> None:
-        self.records.append(record)
-        print(self.format(record), flush=True)
-        if len(self.records) == 1:
-            self.handle = self.display(plot_history(self.records), display_id=True)
-        elif self.handle is not None:
-            self.handle.update(plot_history(self.records))

@@ -1,4 +1,4 @@
-"""The old name of the prompt format: what it promised stays importable here. The engine has it in `fgtune.format`."""
+"""The prompt format as notebooks use it; the engine has it in `fgtune.format`."""
 
 from fgtune.format.findings import Finding, FormatError, SchemaError
 from fgtune.format.template import TRIGGER, render

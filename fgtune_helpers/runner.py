@@ -1,13 +1,11 @@
-"""The series in order: papermill over the notebooks, with resume by content hash and one line a stage.
-
-The runner plans from the manifests alone: a stage is done when its content hash is what it would be now and its
-outputs are as its manifest says.
-"""
+"""The series in order: papermill over the notebooks, one line a stage. A stage is done when its content hash is what
+it would be and its outputs are as its manifest says."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import sys
@@ -16,12 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fgtune.core.project import project_root
 
 from .params import PARAMETERS, ParameterError, closest, coerce
-from .stage import STAGES, StageError, read_manifest, resolve_path, resolve_run, stage_key, verify_outputs
+from .stage import STAGES, OldRunError, StageError, read_manifest, resolve_path, resolve_run, stage_key, verify_outputs
 
 OK, FAILED, BAD = 0, 1, 2
+#: For the kernels: glibc's memory in pages of 2 MB where Linux grants them. Training and decoding gain some percent.
+HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass
@@ -35,40 +38,30 @@ class Plan:
 
 def load_params(files: list[str], pairs: list[tuple[str, str]]) -> dict[str, Any]:
     """Defaults, then params files, then `-p` pairs, coerced and checked. Raises ParameterError."""
-    import yaml
-
     values = {name: param.default for name, param in PARAMETERS.items()}
     for file in files:
         path = resolve_path(file)
         try:
             given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            if not isinstance(given, dict):
+                raise ParameterError("must be a flat list of name: value")
+            values |= {name: coerce(name, value) for name, value in given.items()}
         except yaml.YAMLError as error:
             raise ParameterError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(given, dict):
-            raise ParameterError(f"{file} must be a flat list of name: value")
-        for name, value in given.items():
-            values[name] = _coerce_from(name, value, file)
-    for name, value in pairs:
-        values[name] = coerce(name, value)
+        except ParameterError as error:
+            raise ParameterError(f"{file}: {error}") from None
+    values |= {name: coerce(name, value) for name, value in pairs}
     for name in ("tools_file", "examples_file"):  # kernels start elsewhere: hand the full path over
-        path = resolve_path(values[name])
-        inside = path.is_relative_to(project_root())
-        values[name] = path.relative_to(project_root()).as_posix() if inside else str(path)
+        path, root = resolve_path(values[name]), project_root()
+        values[name] = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     if Path(values["base_model"]).expanduser().is_dir():
         values["base_model"] = str(Path(values["base_model"]).expanduser().resolve())
     if "{" in values["run_dir"]:
         raise ParameterError("run_dir must not contain braces: papermill would read them as a format")
-    unmade = [v for v in (values["deploy_variant"], *values["node_variants"]) if v not in ("fp32", *values["variants"])]
-    if unmade:
+    wanted = (values["deploy_variant"], *values["node_variants"])
+    if unmade := [variant for variant in wanted if variant not in ("fp32", *values["variants"])]:
         raise ParameterError(f"variant {unmade[0]!r} is to be tested or deployed but variants does not make it")
     return values
-
-
-def _coerce_from(name: str, value: Any, source: str) -> Any:
-    try:
-        return coerce(name, value)
-    except ParameterError as error:
-        raise ParameterError(f"{source}: {error}") from None
 
 
 def choose(start: str | None, end: str | None, only: list[str], skip: list[str]) -> list[str]:
@@ -85,20 +78,16 @@ def choose(start: str | None, end: str | None, only: list[str], skip: list[str])
     last = names.index(find(end)) if end else len(names) - 1
     if first > last:
         raise ParameterError(f"--from {names[first]} comes after --to {names[last]}")
-    chosen = [find(w) for w in only] or names[first : last + 1]
-    dropped = {find(w) for w in skip}
-    return [n for n in names if n in chosen and n not in dropped]
+    chosen = {find(w) for w in only} or {*names[first : last + 1]}
+    return [n for n in names if n in chosen - {find(w) for w in skip}]
 
 
 def state(stage: str, values: dict[str, Any]) -> tuple[str, dict | None]:
     """What is known of a stage: `done`, `skipped`, `new`, `changed`, `damaged` or `waits`; and its manifest."""
     run = resolve_run(values["run_dir"])
-    upstream = {}
-    for need in STAGES[stage].needs:
-        manifest = read_manifest(run, need)
-        if manifest is None:
-            return "waits", None
-        upstream[need] = manifest
+    upstream = {need: read_manifest(run, need) for need in STAGES[stage].needs}
+    if None in upstream.values():
+        return "waits", None
     manifest = read_manifest(run, stage)
     if manifest is None:
         return "new", None
@@ -123,9 +112,11 @@ def run_series(plan: Plan, out=None) -> int:
         try:
             known, manifest = state(stage, plan.values)
         except (StageError, ParameterError) as error:
+            if isinstance(error, OldRunError) and not plan.force:
+                raise
             known, manifest = "damaged", None
             print(f"{head} {error}", file=out)
-        if known in ("done",) and not plan.force:
+        if known == "done" and not plan.force:
             print(f"{head} done before ({manifest['seconds']:.0f} s)", file=out, flush=True)
             continue
         started = time.time()
@@ -151,36 +142,25 @@ def _clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
 
 
-#: For the kernels: glibc's memory in pages of 2 MB where Linux grants them. Training and decoding gain some percent.
-HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-
-
 def execute(stage: str, values: dict[str, Any], run: Path) -> str | None:
     """Run one notebook by papermill into `<run>/notebooks/`; the error in one line, or None."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    source = project_root() / "notebooks" / f"{stage}.ipynb"
-    folder = run / "notebooks"
+    root, folder = project_root(), run / "notebooks"
+    source, partial = root / "notebooks" / f"{stage}.ipynb", folder / f"{stage}.running.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{stage}.running.ipynb"
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     os.environ.setdefault(*HUGE_PAGES)
-    parameters = {name: values[name] for name in STAGES[stage].all_params}
-    import logging
-
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    options = {"progress_bar": False, "kernel_name": "python3", "cwd": str(root), "log_output": False}
     try:
         with _stderr_to(folder / f"{stage}.log"):
-            papermill.execute_notebook(
-                str(source), str(partial), parameters=parameters, progress_bar=False, kernel_name="python3",
-                cwd=str(project_root()), log_output=False,
-            )  # fmt: skip
+            parameters = {name: values[name] for name in STAGES[stage].all_params}
+            papermill.execute_notebook(str(source), str(partial), parameters, **options)
         problem = unfinished(partial)
     except PapermillExecutionError as error:
-        problem = f"{error.ename}: {error.evalue}" if error.ename not in ("CheckFailed",) else str(error.evalue)
-    except KeyboardInterrupt:
-        raise
+        problem = str(error.evalue) if error.ename == "CheckFailed" else f"{error.ename}: {error.evalue}"
     except Exception as error:  # a kernel that died has many exceptions; all of them are one failed stage
         problem = f"{type(error).__name__}: {error}"
     if partial.exists():
@@ -204,9 +184,6 @@ def _stderr_to(path: Path):
             os.close(kept)
 
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
-
 def unfinished(notebook: Path) -> str | None:
     """Say which code cell has no execution count or raised; None when every one ran."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
@@ -225,6 +202,8 @@ def list_stages(plan: Plan, out=None) -> None:
     for stage in plan.stages:
         try:
             known, manifest = state(stage, plan.values)
+        except OldRunError:
+            raise
         except (StageError, ParameterError) as error:
             known, manifest = f"unreadable ({error})", None
         will = "keep" if known == "done" and not plan.force else "run"

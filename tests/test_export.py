@@ -16,8 +16,8 @@ from fgtune.engines.ort import OrtError, OrtModel
 from fgtune.export.layout import model_file, write_transformers_js_config
 from fgtune.export.onnx import export_onnx
 from fgtune.models.base import resolve_base
+from fgtune.models.config_files import write_config
 from fgtune.models.gemma3 import Gemma3Config, Rope, embedding_scale
-from fgtune.models.tokenizer_files import write_config
 
 WINDOW = 16
 SIZES = {

@@ -32,7 +32,8 @@ def test_constants_are_those_of_python():
         const [calls, device, engine, store] = await Promise.all(
           ['calls', 'device', 'engine', 'store'].map((name) => import(`./web/${name}.js`)));
         console.log(JSON.stringify({ part: store.PART, format: store.SITE_FORMAT, stops: engine.STOP_IDS,
-          trigger: engine.TRIGGER, control: calls.CONTROL_TOKEN.source, webgpu: device.GPU_ORDER, wasm: device.CPU_ORDER }));
+          trigger: engine.TRIGGER, control: calls.CONTROL_TOKEN.source,
+          webgpu: device.GPU_ORDER, wasm: device.CPU_ORDER }));
     """
     answer = subprocess.run(
         [find_node(), "--input-type=module", "-e", code], cwd=project_root(), capture_output=True, text=True

@@ -352,7 +352,7 @@ def test_warnings_about_rows():
     odd = row([("set_timer", {})], number=3)
     odd["messages"] += [
         {"role": "tool", "name": "other", "content": "x"},
-        {"role": "assistant", "content": "ok", "weight": 1},
+        {"role": "assistant", "content": "ok", "mood": 1},
     ]
     found = lint_examples([untriggered, open_end, odd], [WEATHER, TIMER])
     assert codes(found, "error") == set()

@@ -1,14 +1,15 @@
 """The notebooks as documents: structure, style, one clean run, nothing that drifts from the helpers."""
 
 import ast
+import importlib
 import re
 
 import nbformat
 import pytest
+from readme import navigation, needs_line
 
 from fgtune.core.project import project_root
 from fgtune_helpers.params import PARAMETERS
-from fgtune_helpers.report import navigation, needs_line
 from fgtune_helpers.stage import STAGES
 
 ROOT = project_root()
@@ -103,6 +104,30 @@ def test_style(stage):
     code = code_cells(notebook)
     imports = [c for c in code if re.search(r"^(import|from) ", c.source, re.M)]
     assert len(imports) <= 2, "imports stand in one cell (beside start_stage's own)"
+
+
+@each
+def test_imports_are_used_and_names_stay_clear_of_parameters(stage):
+    """An unused import teaches nothing; a name that hides a parameter would be taken for one when a cell runs again."""
+    cells = [c for c in code_cells(load(NOTEBOOKS[stage])) if "parameters" not in c.metadata.get("tags", [])]
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell.source))]
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    imported = [(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names]
+    used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    assert not set(imported) - used and len(set(imported)) == len(imported)
+    assert not (stored | set(imported)) & set(PARAMETERS)
+    private = [n.attr for n in nodes if isinstance(n, ast.Attribute) and n.attr.startswith("_")]
+    assert not private, private
+
+
+@each
+def test_what_is_imported_is_offered(stage):
+    for cell in code_cells(load(NOTEBOOKS[stage])):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("fgtune"):
+                module = importlib.import_module(node.module)
+                assert all(callable(getattr(module, a.name)) or a.name.isupper() for a in node.names), node.module
 
 
 @each

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from fgtune.core.project import project_root
-from fgtune_helpers.params import PARAMETERS, ParameterError, coerce
+from fgtune_helpers.params import PARAMETERS, VARIANTS, ParameterError, coerce
 from fgtune_helpers.runner import choose, load_params
 from fgtune_helpers.stage import STAGES
 
@@ -36,6 +36,10 @@ def test_coerces_what_papermill_and_yaml_hand_over(name, given, wanted):
         ("learning_rate", "nan", "outside"),
         ("fine_tune_type", "lorra", "did you mean 'lora'"),
         ("variants", ["q5"], "unknown variant 'q5'"),
+        ("variants", [["q4"]], "unknown variant"),
+        ("deploy_variant", "Q4", "unknown variant 'Q4', not one of fp32, fp16"),
+        ("seed", "inf", "whole number"),
+        ("scale", True, "must be a number"),
         ("num_layers", 0, "trains nothing"),
         ("run_dir", 5, "must be text"),
     ],
@@ -49,6 +53,10 @@ def test_refuses_in_one_line(name, given, message):
 def test_defaults_are_valid_themselves():
     for name, param in PARAMETERS.items():
         assert coerce(name, param.default) == param.default
+
+
+def test_the_help_of_variants_names_them_all():
+    assert PARAMETERS["variants"].help.endswith(": " + ", ".join(VARIANTS[1:])) and VARIANTS[0] == "fp32"
 
 
 def test_every_parameter_is_used_by_a_stage_and_known():

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import nbformat
+import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -78,7 +79,7 @@ def fake_project(tmp_path, monkeypatch):
             'run_dir: str = ""\nseed: int = 7\nbase_model: str = "x"', metadata={"tags": ["parameters"]}
         )
         start = new_code_cell(
-            "from fgtune_helpers import stage\nstage._seed = lambda *_: None\n"
+            "from fgtune_helpers import stage\nstage.seed_all = lambda *_: None\n"
             'run = stage.start_stage("00_setup", globals())'
         )
         cells = [parameters, start, *map(new_code_cell, source)]
@@ -117,6 +118,36 @@ def test_done_is_kept_and_a_changed_parameter_runs_again(fake_project, tmp_path)
     assert run_series(Plan(["00_setup"], values), out) == 0 and "done before" not in out.getvalue()
     assert run_series(Plan(["00_setup"], values), out) == 0 and "done before" in out.getvalue()
     assert json.loads((tmp_path / "runs/x/00_setup/stage.json").read_text())["outputs"]["a"]["bytes"] == 1
+
+
+def test_a_notebook_can_be_run_twice_in_one_kernel(fake_project):
+    """The same cells once more, as "Run all" does it: what they left in the kernel is not taken for parameters."""
+    cells = ['texts = ["left"]\nrun.file("a").write_text("1")', 'run.finish({"headline": texts[0]})']
+    parameters = 'run_dir: str = "runs/x"\nseed: int = 7\nbase_model: str = "x"'
+    code, out = fake_project([*cells, parameters, 'run = stage.start_stage("00_setup", globals())', *cells])
+    assert code == 0, out
+
+
+def test_stock_papermill_with_a_misspelt_parameter(fake_project, tmp_path):
+    assert fake_project(["run.finish()"])[0] == 0
+    source = str(tmp_path / "notebooks" / "00_setup.ipynb")
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'itres'; did you mean 'iters'"):
+        papermill.execute_notebook(source, None, {"run_dir": "runs/x", "itres": 3}, progress_bar=False)
+
+
+def test_a_run_of_another_format_stops_with_one_line_unless_forced(fake_project, tmp_path, capsys, monkeypatch):
+    assert fake_project(["run.finish()"])[0] == 0
+    path = tmp_path / "runs" / "x" / "00_setup" / "stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 1}))
+    argv = ["run", "--only", "00", "-p", "run_dir", "runs/x"]
+    for flags in ([], ["--list"]):
+        assert main([*argv, *flags]) == 2
+        error = capsys.readouterr().err
+        assert "format 1" in error and "--force" in error and error.count("\n") == 1
+    assert main(["audit", "runs/x"]) == 2
+    monkeypatch.setenv("FGTUNE_FRESH", "1")  # the runner sets it for its kernels: undone after this test
+    assert main([*argv, "--force"]) == 0
+    assert json.loads(path.read_text())["schema"] == 2
 
 
 def test_kernels_get_huge_pages_unless_something_else_is_asked_for(fake_project, monkeypatch, tmp_path):

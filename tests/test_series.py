@@ -12,7 +12,7 @@ import pytest
 from fgtune.core.project import project_root
 from fgtune.evaluation.scorecards import Scorecard
 from fgtune_helpers.runner import unfinished
-from fgtune_helpers.stage import STAGES, read_manifest
+from fgtune_helpers.stage import STAGES, hash_outputs, read_manifest
 
 ROOT = project_root()
 pytestmark = pytest.mark.series
@@ -137,7 +137,7 @@ def test_a_stage_out_of_order_names_the_command(tmp_path):
 
 
 def broken(series, tmp_path, stage, change):
-    """Run one stage over a copy of the run in which `change` broke something upstream (hashes normalized); its output."""
+    """Run one stage over a copy of the run in which `change` broke something upstream (hashes put right); its output."""
     run, _ = series
     copy = tmp_path / "run"
     shutil.copytree(run, copy, symlinks=True)
@@ -145,9 +145,7 @@ def broken(series, tmp_path, stage, change):
     for name in STAGES:  # an honest manifest of dishonest files: only the stage's own checks can notice
         path = copy / name / "stage.json"
         manifest = json.loads(path.read_text())
-        from fgtune_helpers.stage import _outputs
-
-        manifest["outputs"] = _outputs(copy / name)
+        manifest["outputs"] = hash_outputs(copy / name)
         path.write_text(json.dumps(manifest))
     values = json.loads((copy / "01_data" / "stage.json").read_text())["parameters"]
     flags = [x for name in ("tools_file", "examples_file") for x in ("-p", name, values[name])]

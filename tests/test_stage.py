@@ -6,10 +6,11 @@ import pytest
 
 from fgtune.core.project import project_root
 from fgtune_helpers import stage
-from fgtune_helpers.params import PARAMETERS, ParameterError
+from fgtune_helpers.params import PARAMETERS, ParameterError, names_set
 from fgtune_helpers.stage import (
     STAGES,
     CheckFailed,
+    OldRunError,
     StageError,
     check,
     digest_of,
@@ -35,7 +36,7 @@ def finished(tmp_path, name="00_setup", **metrics):
 
 @pytest.fixture(autouse=True)
 def no_mlx(monkeypatch):
-    monkeypatch.setattr(stage, "_seed", lambda seed, mlx: None)
+    monkeypatch.setattr(stage, "seed_all", lambda seed, mlx: None)
 
 
 def test_finish_moves_the_folder_into_place_with_its_hashes(tmp_path, capsys):
@@ -89,6 +90,54 @@ def test_unknown_and_missing_parameters(tmp_path):
     namespace.pop("seed")
     with pytest.raises(ParameterError, match="lacks seed"):
         start_stage("00_setup", namespace)
+
+
+def test_only_the_cells_of_parameters_are_searched_for_misspelt_ones(tmp_path):
+    """What an earlier run of the notebook left in the kernel is no parameter; what papermill injected is one."""
+    given = values("00_setup", tmp_path)
+    cell = "\n".join(f"{name}: {type(value).__name__} = {value!r}  # help" for name, value in given.items())
+    start = 'from fgtune_helpers.stage import start_stage\n\nrun = start_stage("00_setup", globals())'
+    later = ["", cell, start, "texts = [3]\nprint(texts)", "lengths = [1, 2]"]
+    left = given | {"texts": [3], "lengths": [1, 2], "itres": 3}
+    start_stage("00_setup", left | {"In": [*later, cell, start]})
+    start_stage("00_setup", left | {"In": [*later, start, start]})
+    with pytest.raises(ParameterError, match="unknown parameter 'itres'; did you mean 'iters'"):
+        start_stage("00_setup", left | {"In": [*later, cell, "# Parameters\nrun_dir = 'x'\nitres = 3\n", start]})
+    with pytest.raises(ParameterError, match="unknown parameter 'itres'"):
+        start_stage("00_setup", left | {"In": [*later, cell + "\nitres: int = 2 * 3", "# a remark", start]})
+
+
+@pytest.mark.parametrize(
+    ("cell", "found"),
+    [
+        ("a = 1\nb: str = 'x'  # help", ["a", "b"]),
+        ("a = -1\nb = [1, {'c': None}]", ["a", "b"]),
+        ("", []),
+        ("a = b", None),
+        ("a = f(1)", None),
+        ("a = 1\nprint(a)", None),
+        ("import os", None),
+        ("a, b = 1, 2", None),
+        ("a.b = 1", None),
+        ("a: int", None),
+        ("for a in [1]: pass", None),
+        ("a = (", None),
+    ],
+)
+def test_cells_of_plain_assignments(cell, found):
+    assert names_set({"In": ["x = x", cell, "run = start_stage(…)"]}, ["run_dir"]) == (found or [])
+    assert names_set({"In": ["z = 0", cell, "run = start_stage(…)"]}, ["run_dir"]) == (
+        [] if found is None else ["z", *found]
+    )
+
+
+def test_a_run_of_another_format_is_one_clear_line(tmp_path):
+    finished(tmp_path)
+    path = tmp_path / "00_setup" / "stage.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 1}))
+    with pytest.raises(OldRunError, match=r"format 1, this version reads format 2: write it anew \(run --force\)"):
+        start_stage("01_data", values("01_data", tmp_path))
+    assert not list(start_stage("00_setup", values("00_setup", tmp_path), keep=True).dir.iterdir()), "not taken over"
 
 
 def test_parameters_of_other_stages_are_no_error(tmp_path):

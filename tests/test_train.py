@@ -30,7 +30,7 @@ from fgtune.engines.torch_loss import ROWS_MULTIPLE
 from fgtune.engines.torch_step import TRIM_EVERY, TorchEngine
 from fgtune.engines.torch_support import SHAPES_KEPT, bfloat16_unsupported_reason, trim_memory
 from fgtune.models import gemma3
-from fgtune.models.adapters import add_lora, load_adapters, load_model, trainable_bytes
+from fgtune.models.adapters import add_lora, load_adapters, load_model, named_trainable_parameters
 from fgtune.models.base import resolve_base
 from fgtune.training import loop
 from fgtune.training.batches import batches_from, iterate_batches, plan_epoch
@@ -384,7 +384,7 @@ def test_accumulated_micro_batches_are_one_batch(tiny, tmp_path):
             iters=1, batch_size=batch_size, grad_accumulation_steps=accumulate, warmup=0, lr_schedule="constant"
         )
         history = train(model, tokenizer, rows, [], config, tmp_path / str(batch_size), on_report=lambda _: None)
-        results.append((history.losses[0], trainable_bytes(model)))
+        results.append((history.losses[0], named_trainable_parameters(model)))
     (loss_a, a), (loss_b, b) = results
     assert loss_a == pytest.approx(loss_b, abs=1e-5)
     # Adam's first step has the size of the rate whatever the gradient's size: compare where it is well above rounding.
@@ -592,14 +592,14 @@ def test_best_is_the_highest_exact_match_then_the_lowest_loss(tiny, tmp_path):
     tied = {e["iter"]: e["valid_loss"] for e in history.evals if e["exact"] == 0.75}
     assert sorted(tied) == [4, 6] and history.best_iter == min(tied, key=tied.get)
     kept = mx.load(str(tmp_path / "best" / "adapters.safetensors"))
-    assert all(np.array_equal(np.array(kept[k]), np.array(v)) for k, v in trainable_bytes(model).items())
+    assert all(np.array_equal(np.array(kept[k]), np.array(v)) for k, v in named_trainable_parameters(model).items())
     last = mx.load(str(tmp_path / "last" / "adapters.safetensors"))
     assert any(not np.array_equal(np.array(kept[k]), np.array(last[k])) for k in kept)
 
 
 def test_an_evaluation_is_better_by_exact_match_before_loss():
     def rank(exact, loss):
-        return loop._rank({"exact": exact, "valid_loss": loss})
+        return loop.selection_key({"exact": exact, "valid_loss": loss})
 
     assert rank(0.5, 9.0) > rank(0.25, 1.0)
     assert rank(0.5, 1.0) > rank(0.5, 2.0)
@@ -741,6 +741,18 @@ def test_a_killed_run_resumes(tiny, tmp_path):
         assert code == 0, said
     file = Path("last", "adapters.safetensors")
     assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_folders_left_aside_by_a_kill_between_two_renames_are_found(tiny, tmp_path):
+    """A checkpoint that was about to be replaced is still the checkpoint, and adapters are still the adapters."""
+    run(tiny, tmp_path, quick(iters=3))
+    for name in ("checkpoint", "best"):
+        (tmp_path / name).rename(tmp_path / f"{name}.old")
+    model, _ = load_model(tiny)
+    load_adapters(model, tmp_path / "best")
+    _, history, records = run(tiny, tmp_path, quick(iters=3))
+    assert records == [] and len(history.losses) == 3  # all steps were taken before
+    assert not list(tmp_path.glob("*.old"))
 
 
 def test_another_run_does_not_take_the_checkpoint(tiny, tmp_path):

@@ -2,7 +2,8 @@
 
 The `mlx-cpu` wheel links netlib's reference BLAS, thirty times slower than the processor allows. A library loaded
 with RTLD_GLOBAL first takes over the symbols `cblas_sgemm` and `sgemm_`. macOS (Accelerate, Metal) and CUDA are
-never touched. `FGTUNE_BLAS=off` switches it off, `FGTUNE_BLAS=/path/to/lib.so` names one library.
+never touched. `FGTUNE_BLAS=off` switches it off, `FGTUNE_BLAS=/path/to/lib.so` names one library. It stands in core,
+since every module that uses MLX imports MLX through `mlx()` below.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ENVIRONMENT = "FGTUNE_BLAS"
-
-
 SYSTEM_FOLDERS = (
     "/usr/lib/*-linux-gnu/openblas-pthread",
     "/usr/lib/*-linux-gnu",
@@ -32,8 +31,6 @@ SYSTEM_FOLDERS = (
 
 
 _report: BlasReport | None = None
-
-
 _compile_decided = False
 
 
@@ -103,7 +100,7 @@ def device_report() -> dict:
 
 
 def measure_gflops(mx, shape=(512, 640, 2048)) -> tuple[float, bool]:
-    """GFLOP/s of one float32 product `[m, k] x [n, k]^T` on MLX's default device, and whether it agrees with NumPy."""
+    """GFLOP/s of one float32 matmul `[m, k] x [n, k]^T` on MLX's default device, and whether it agrees with NumPy."""
     import numpy as np
 
     m, k, n = shape

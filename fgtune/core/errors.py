@@ -1,23 +1,35 @@
-"""Errors that several rooms raise; each message is one line that says what to do."""
+"""Errors that several rooms raise, and the class that all errors of this project have in common.
+
+Errors of one room live beside the code that raises them: BaseModelError, FuseError and PruneError (models), DataError
+(data), FormatError and GrammarError (format), QuantizeError (quantize), OrtError and NodeError (runtimes), and
+ParameterError (fgtune_helpers).
+"""
 
 from __future__ import annotations
 
 
-class ProjectError(RuntimeError):
-    """The project's root is not found, or a stage cannot start or finish; one line that says what to do."""
+class FgtuneError(Exception):
+    """An error that a user can act on: its message is one line that says what to do.
+
+    Subclasses name a built-in exception as a second base, so that code that catches ValueError or RuntimeError works.
+    """
 
 
-class TrainError(ValueError):
-    """Training cannot start or go on; the message is one line that says what to do."""
+class ProjectError(FgtuneError, RuntimeError):
+    """The project's root is not found, or a stage cannot start or finish."""
 
 
-class ToolMissing(RuntimeError):
-    """A program that this stage needs is not on this machine; the message is one line that says how to get it."""
+class TrainError(FgtuneError, ValueError):
+    """Training cannot start or go on."""
 
 
-class ExportError(RuntimeError):
-    """The model cannot be exported; the message is one line."""
+class ToolMissing(FgtuneError, RuntimeError):
+    """A program that a stage needs is not on this machine; the message says how to get it."""
 
 
-class DeployError(RuntimeError):
-    """The site cannot be built or tried; the message is one line."""
+class ExportError(FgtuneError, RuntimeError):
+    """The model cannot be exported."""
+
+
+class DeployError(FgtuneError, RuntimeError):
+    """The site cannot be built or tried."""

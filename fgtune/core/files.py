@@ -14,5 +14,5 @@ def file_sha256(path: Path) -> str:
 
 
 def write_json(path: Path, value) -> None:
-    """Write `value` as indented JSON with sorted nothing and a final newline."""
+    """Write `value` as JSON, indented by two spaces, keys in their order, with a final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -19,17 +19,9 @@ from .examples import first_calls, first_query, leaves
 from .readers.tools import plain_tools
 
 AND = (". ", "; ", ", then ", " and ", ". Also, ", ". Then ")  # what may stand between two requests
-
-
 THREE = 1 / 4  # share of three requests in one, where the examples have such
-
-
 LONGEST = 3  # words of a value that may end the first of two requests: a dictated text would swallow the second
-
-
 INVENTED = 1 / 3  # share of the exchanged values whose capitalised words are made up
-
-
 SHORTEST = 3  # letters of a value that is exchanged
 
 
@@ -37,7 +29,8 @@ def augment(examples: list[dict], copies: int, seed: int) -> list[dict]:
     """`copies` new examples of each one (fewer where chance repeats itself), in order; ids end in `+1`, `+2`, …
 
     Varied are single-turn examples. Values that a schema enumerates, and values that the query does not contain exactly
-    once, stay as they are. What cannot be varied at all, a text answer say, comes again as it is: else its share of the
+    once, stay as they are, and so do all values of a call in which a text is not taken from the query: the country may
+    follow from the city. What cannot be varied at all, a text answer say, comes again as it is: else its share of the
     rows would fall, and the model would make calls where words are due.
     """
     rng = random.Random(seed)
@@ -139,12 +132,16 @@ class _Place:
 
 
 def _places(example: dict) -> list[_Place]:
+    """The exchangeable values of an example, none of which is part of another."""
     if not _is_single_turn(example):
         return []
     query, found = first_query(example), []
     schemas = {tool["name"]: tool.get("parameters", {}) for tool in plain_tools(example["tools"])}
     for i, call in enumerate(first_calls(example)):
-        for path, value in leaves(call.arguments, schemas.get(call.name, {})):
+        values = list(leaves(call.arguments, schemas.get(call.name, {})))
+        if any(isinstance(value, str) and value.casefold() not in query.casefold() for _, value in values):
+            continue
+        for path, value in values:
             if isinstance(value, str) and len(re.findall(r"[^\W\d_]", value)) < SHORTEST:
                 continue
             spots = [m.start() for m in re.finditer(_whole(value), query)]

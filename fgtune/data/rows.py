@@ -11,7 +11,7 @@ from pathlib import Path
 from ..format.calls import Call
 from ..format.findings import SchemaError
 from ..format.template import render
-from .examples import first_calls, first_query
+from .examples import first_calls, first_query, first_turn, is_learned
 from .readers.files import DataError, read_json
 from .readers.tools import plain_tools
 
@@ -38,8 +38,10 @@ class Case:
 
 
 def case_of(example: dict) -> Case:
-    """The held-out case of an example: everything before the first assistant turn is the prompt."""
-    turn = next(i for i, m in enumerate(example["messages"]) if m["role"] == "assistant")
+    """The held-out case of an example: everything before the first learned turn is the prompt."""
+    turn = first_turn(example)
+    if turn is None:
+        raise DataError(f"{example['id']} has no assistant turn: nothing to score")
     prompt = render(example["messages"][:turn], example["tools"], add_generation_prompt=True)
     answer = example["messages"][turn].get("content") or ""
     return Case(
@@ -48,7 +50,7 @@ def case_of(example: dict) -> Case:
 
 
 def tokenize(example: dict, tokenizer, max_seq_length: int | None = None) -> Row:
-    """Tokenise a dialogue and mark every assistant turn as target. Raises DataError when it is too long.
+    """Tokenise a dialogue; targets are all assistant turns but those of weight 0. Raises DataError when it is too long.
 
     `messages[:k]` with the generation prompt is an exact prefix of the whole text, so each assistant turn is
     what the text gains between its prompt and its end.
@@ -57,7 +59,7 @@ def tokenize(example: dict, tokenizer, max_seq_length: int | None = None) -> Row
     text = render(messages, tools)
     spans = []
     for k, message in enumerate(messages):
-        if message["role"] == "assistant":
+        if is_learned(message):
             start = len(render(messages[:k], tools, add_generation_prompt=True))
             spans.append((start, _turn_end(messages, k, tools, text)))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)

@@ -24,60 +24,65 @@ class MlxDecoder(Decoder):
         columns = mx.arange(width)
         self.next_position = prefix.length + mx.array(lengths, dtype=mx.int32)  # [B]
         real = columns[None] < mx.array(lengths)[:, None]
-        self.positions = mx.where(real, prefix.length + columns[None], -1)  # [B, columns]
-        self.keys, self.values = [], []
+        positions = mx.where(real, prefix.length + columns[None], -1)
+        self.layers = DecodingLayers(model, prefix, positions)
         h = self._forward(ids, prefix.length, mx.broadcast_to(prefix.length + columns, (len(rows), width)))
         self._finish(h[mx.arange(len(rows)), mx.array(lengths) - 1])
 
     def keep(self, rows: list[int]) -> None:
         """Drop the rows that have ended."""
-        mx = blas.mlx()
-        index = mx.array(rows)
-        self.keys, self.values = [k[index] for k in self.keys], [v[index] for v in self.values]
-        self.positions, self.next_position = self.positions[index], self.next_position[index]
+        index, layers = blas.mlx().array(rows), self.layers
+        layers.keys, layers.values = [k[index] for k in layers.keys], [v[index] for v in layers.values]
+        layers.positions, self.next_position = layers.positions[index], self.next_position[index]
 
     def step(self, tokens: list[int]) -> None:
         """Append one token to every row."""
         mx = blas.mlx()
         at = self.next_position
-        self.positions = mx.concatenate([self.positions, at[:, None]], axis=1)
+        self.layers.positions = mx.concatenate([self.layers.positions, at[:, None]], axis=1)
         h = self._forward(mx.array(tokens, dtype=mx.int32)[:, None], at, at[:, None])
         self.next_position = at + 1
         self._finish(h[:, 0])
 
     def _forward(self, ids, offset, queries):
         """Hidden states of `ids [B, S]` at positions `queries [B, S]`; the new keys and values are kept."""
-        layers, h = DecodingLayers(self, offset, queries), embed(self.model, ids)
+        self.layers.move_to(offset, queries)
+        h = embed(self.model, ids)
         for i in range(len(self.model.layers)):
-            h = decoder_layer(layers, i, h)
+            h = decoder_layer(self.layers, i, h)
         return h
 
     def _finish(self, h) -> None:
-        mx = blas.mlx()
-        self.hidden = self.model.model.norm(h)
-        mx.eval(self.hidden, self.keys, self.values, self.positions, self.next_position)
+        self.hidden, layers = self.model.model.norm(h), self.layers
+        blas.mlx().eval(self.hidden, layers.keys, layers.values, layers.positions, self.next_position)
 
 
 class DecodingLayers(RowLayers):
-    """One step of an `MlxDecoder`: new tokens at positions `queries [B, S]` behind the kept ones."""
+    """The operations of an `MlxDecoder`, with what it keeps: `keys` and `values` `[B, K, columns, d]` of each layer,
+    and the `positions` `[B, columns]` of the tokens in them.
+    """
 
-    def __init__(self, decoder: MlxDecoder, offset, queries):
-        super().__init__(decoder.model, decoder.prefix, queries, offset)
-        self.decoder = decoder
+    def __init__(self, model, prefix: Prefix, positions):
+        super().__init__(model, prefix, None, None)
+        self.keys, self.values, self.positions = [], [], positions
+
+    def move_to(self, offset, queries) -> None:
+        """Go on with new tokens at positions `queries [B, S]`, of which `offset` is the first."""
+        self.offset, self.queries, self.masks = offset, queries, {}
 
     def own_keys_values(self, layer, k, v):
-        mx, keys, values = blas.mlx(), self.decoder.keys, self.decoder.values
-        if layer == len(keys):  # the rows' prompts
-            keys.append(k)
-            values.append(v)
+        mx = blas.mlx()
+        if layer == len(self.keys):  # the rows' prompts
+            self.keys.append(k)
+            self.values.append(v)
         else:
-            keys[layer] = mx.concatenate([keys[layer], k], axis=2)
-            values[layer] = mx.concatenate([values[layer], v], axis=2)
-        return keys[layer], values[layer]
+            self.keys[layer] = mx.concatenate([self.keys[layer], k], axis=2)
+            self.values[layer] = mx.concatenate([self.values[layer], v], axis=2)
+        return self.keys[layer], self.values[layer]
 
     def mask(self, low, window):
-        mx, own = blas.mlx(), self.decoder.positions
-        shared = mx.arange(low, self.prefix.length).astype(own.dtype)
-        keys = mx.concatenate([mx.broadcast_to(shared, (len(self.queries), len(shared))), own], axis=1)
+        mx = blas.mlx()
+        shared = mx.arange(low, self.prefix.length).astype(self.positions.dtype)
+        keys = mx.concatenate([mx.broadcast_to(shared, (len(self.queries), len(shared))), self.positions], axis=1)
         mask = causal_mask(self.queries, keys, window) & (keys >= 0)[:, None, :]
         return mask[:, None, None]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from ..core import blas
-from ..models.gemma3 import Gemma3Config, LayerOperations, decoder_layer, keys_values
+from ..models.gemma3 import Gemma3Config, LayerOperations, decoder_layer, embedding_scale, keys_values
 
 
 @dataclass
@@ -32,7 +32,7 @@ def embed(model, ids):
     """Scaled embeddings of `ids` (any shape)."""
     mx = blas.mlx()
     h = model.model.embed_tokens(ids)
-    return h * mx.array(Gemma3Config.from_args(model.args).embedding_scale, h.dtype)
+    return h * mx.array(embedding_scale(model.args.hidden_size), h.dtype)
 
 
 def head(model, h):
@@ -93,18 +93,26 @@ class MlxLayers(LayerOperations):
 
     def __init__(self, model, offset=0):
         self.layers, self.config, self.offset = model.layers, Gemma3Config.from_args(model.args), offset
+        self._modules: dict = {}
+
+    def module(self, layer: int, name: str):
+        """The module `name` of a layer; looked up once, since decoding asks for each at every token."""
+        key = layer, name
+        if key not in self._modules:
+            self._modules[key] = attrgetter(name)(self.layers[layer])
+        return self._modules[key]
 
     def norm(self, layer, name, x):
-        return attrgetter(name)(self.layers[layer])(x)
+        return self.module(layer, name)(x)
 
     def project(self, layer, names, x):
-        return [attrgetter(name)(self.layers[layer])(x) for name in names]
+        return [self.module(layer, name)(x) for name in names]
 
     def split_heads(self, x):
         return x.reshape(*x.shape[:2], -1, self.config.head_dim).transpose(0, 2, 1, 3)
 
     def rotate(self, layer, x, query):
-        turned = self.layers[layer].self_attn.rope(x, offset=self.offset)
+        turned = self.module(layer, "self_attn.rope")(x, offset=self.offset)
         return turned * self.config.attention_scale if query else turned
 
     def gated_gelu(self, gate, up):

@@ -12,7 +12,7 @@ from operator import attrgetter
 import torch
 import torch.nn.functional as F
 
-from ..models.gemma3 import QUERY_KEY_VALUE, LayerOperations, decoder_layer
+from ..models.gemma3 import NORMS, QUERY_KEY_VALUE, LayerOperations, decoder_layer
 from .protocols import Decoder
 from .torch_ops import fold_heads, rotary_tables, rotate_halves
 from .torch_step import TorchEngine
@@ -27,13 +27,25 @@ class TorchWeights:
 
     def __init__(self, model):
         engine = TorchEngine(model)
-        self.model, self.gemma, self.embedding = model, engine.gemma, engine.embedding
+        self.gemma, self.embedding = engine.gemma, engine.embedding
         self.embedding_scale = float(engine.gemma.embedding_scale)
         parameters, self.linears = engine.trainable_parameters(), []
         for groups in engine.linears:
             for group in groups.values():
                 group.prepare(parameters)
             self.linears.append({names: group.weight for names, group in groups.items()})
+        self.norms = [{name: RMSNormWeight(attrgetter(name)(layer)) for name in NORMS} for layer in model.layers]
+        self.final_norm = RMSNormWeight(model.model.norm)
+
+
+class RMSNormWeight:
+    """RMS norm over the last axis, times `1 + weight` of an MLX module as it is now."""
+
+    def __init__(self, module):
+        self.gain, self.eps = as_torch(module.weight) + 1, module.eps
+
+    def __call__(self, x):
+        return F.rms_norm(x, self.gain.shape, self.gain, self.eps)
 
 
 class TorchDecoder(Decoder):
@@ -94,7 +106,7 @@ class TorchDecoder(Decoder):
         return torch.zeros(masked.shape).masked_fill_(masked, MASKED), low
 
     def _finish(self, h) -> None:
-        self.hidden = _norm(h, self.weights.model.model.norm)
+        self.hidden = self.weights.final_norm(h)
 
 
 class DecodingLayers(LayerOperations):
@@ -111,7 +123,7 @@ class DecodingLayers(LayerOperations):
             self.biases[kind] = decoder.attention_bias(queries, window)
 
     def norm(self, layer, name, x):
-        return _norm(x, attrgetter(name)(self.weights.model.layers[layer]))
+        return self.weights.norms[layer][name](x)
 
     def project(self, layer, names, x):
         y = x @ self.weights.linears[layer][names].T
@@ -121,7 +133,7 @@ class DecodingLayers(LayerOperations):
         return y.split([queries, keys, keys], dim=-1)
 
     def split_heads(self, x):
-        return x.unflatten(-1, (-1, self.config.head_dim))
+        return x.view(len(x), -1, self.config.head_dim)
 
     def rotate(self, layer, x, query):
         return rotate_halves(x, *self.rope[self.config.kinds[layer], query])
@@ -160,9 +172,3 @@ class DecodingLayers(LayerOperations):
             kept[:, :, stop - self.S : stop] = new.reshape(self.B, self.S, -1, self.config.head_dim).transpose(1, 2)
             found.append(kept[:, :, :stop])
         return found
-
-
-def _norm(x, module):
-    """RMS norm over the last axis, times `1 + weight`."""
-    weight = as_torch(module.weight) + 1
-    return F.rms_norm(x, weight.shape, weight, module.eps)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def work(job_file: str) -> None:
-    """What each worker does; the first one prints its reports as JSON lines."""
+    """Train by a job file of `train_on_workers`; the first worker prints its reports as JSON lines."""
     from ..core import blas
     from ..data.rows import load_cases, load_rows
     from ..models.adapters import add_lora, load_model
@@ -25,13 +25,13 @@ def work(job_file: str) -> None:
     rows = [load_rows(folder, split, tokenizer._tokenizer) for split in ("train", "valid")]
     cases = load_cases(folder, "valid")
 
-    def exact(model):
+    def exact_match(model):
         return score(MlxGenerator(model, tokenizer, max_tokens=job["max_tokens"]), cases).exact
 
-    def say(record):
+    def print_json(record):
         print(json.dumps(record), flush=True)
 
-    train(model, tokenizer, *rows, TrainConfig(**job["config"]), job["out"], exact, say, group=group)
+    train(model, tokenizer, *rows, TrainConfig(**job["config"]), job["out"], exact_match, print_json, group=group)
 
 
 if __name__ == "__main__":

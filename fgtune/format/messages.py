@@ -7,7 +7,7 @@ from .findings import FormatError, reporter
 from .values import WHITESPACE, carry_value, check_name, check_text
 
 _ROLES = ("developer", "system", "user", "assistant", "tool")
-_MESSAGE_KEYS = {"role", "content", "tool_calls", "function_call", "name", "tool_call_id", "id"}
+_MESSAGE_KEYS = {"role", "content", "tool_calls", "function_call", "name", "tool_call_id", "id", "weight"}
 
 
 def normalize_messages(messages: list[dict]) -> list[dict]:
@@ -55,6 +55,8 @@ def normalized_messages(messages: list[dict], report: Callable, drop_null: bool 
                 for i, call in enumerate(calls)
             ]
             new["content"] = new["content"] or None
+        if role == "assistant" and message.get("weight") == 0:
+            new["weight"] = 0  # this turn is not learned; the template does not print it
         normalized.append(new)
     return normalized
 

@@ -1,5 +1,6 @@
 """Dialogues and tools as the text that FunctionGemma reads."""
 
+import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,13 +17,36 @@ TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
 
 
 def render(messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False) -> str:
-    """The text the model reads, from `<bos>` on. Raises SchemaError (tools) or FormatError (messages)."""
+    """The text the model reads, from `<bos>` on. Raises SchemaError (tools) or FormatError (messages).
+
+    The declarations of the tools stand in the developer turn alone, and are kept from one text to the next.
+    """
+    messages = normalize_messages(messages)
+    text = _render(messages, None, add_generation_prompt)
+    if not tools:
+        return text
+    first = messages[:1] if messages[0]["role"] in ("developer", "system") else []
+    opening = first[0]["content"] if first else None
+    try:
+        declared = _developer_turn(opening, json.dumps(tools))
+    except (TypeError, ValueError):  # not JSON: the error names what is wrong
+        return _render(messages, normalize_tools(tools), add_generation_prompt)
+    return declared + text[len(_developer_turn(opening, "[]")) :]
+
+
+def _render(messages: list[dict], tools: list[dict] | None, add_generation_prompt: bool = False) -> str:
     return _template().render(
-        messages=normalize_messages(messages),
-        tools=normalize_tools(tools),
-        add_generation_prompt=add_generation_prompt,
-        bos_token="<bos>",
+        messages=messages, tools=tools, add_generation_prompt=add_generation_prompt, bos_token="<bos>"
     )
+
+
+@lru_cache(maxsize=256)
+def _developer_turn(content: str | None, tools: str) -> str:
+    """The beginning of a text up to its second turn; `tools` is JSON, and no `content` no developer message."""
+    if content is None:  # the template needs a message: an empty user turn, which is cut off again
+        empty = "<start_of_turn>user\n<end_of_turn>\n"
+        return _render([{"role": "user", "content": ""}], normalize_tools(json.loads(tools))).removesuffix(empty)
+    return _render([{"role": "developer", "content": content}], normalize_tools(json.loads(tools)))
 
 
 @lru_cache(maxsize=1)

@@ -1,33 +1,34 @@
-"""Models by mlx-lm, and their adapters."""
+"""Models as mlx-lm loads them, and their adapters in mlx-lm's file format."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import shutil
+import logging
+import warnings
 from pathlib import Path
 
 from ..core import blas
 from ..core.errors import TrainError
-from ..core.folders import replace_folder
+from ..core.folders import recover, rewritten_folder
 
 FINE_TUNE_TYPES = ("lora", "dora", "full")
 
 
 def load_model(path: str | Path, dtype: str | None = None, adapter_path: str | Path | None = None):
-    """(model, tokenizer) of a folder, by mlx-lm; `dtype` defaults to float32 on CPU, bfloat16 on Metal and CUDA."""
-    import contextlib
-    import io
-    import logging
-    import warnings
+    """(model, tokenizer) of a folder, by mlx-lm; `dtype` defaults to float32 on CPU, bfloat16 on Metal and CUDA.
 
+    Raises TrainError when the folder holds no `gemma3_text` model.
+    """
     mx = blas.mlx()
     if not (Path(path) / "config.json").exists():
         raise TrainError(f"{path} holds no config.json: not a model folder")
     quiet = logging.getLogger("transformers")
-    level, said = quiet.level, io.StringIO()
+    level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(said):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             from mlx_lm.utils import load
 
@@ -87,32 +88,34 @@ def add_lora(
     return sum(value.size for _, value in trainable)
 
 
-def trainable_bytes(model) -> dict:
-    """Trainable parameters by name."""
+def named_trainable_parameters(model) -> dict:
+    """Trainable parameters (MLX arrays) by name, as `adapters.safetensors` holds them."""
     from mlx.utils import tree_flatten
 
     return dict(tree_flatten(model.trainable_parameters()))
 
 
 def save_adapters(model, folder: str | Path, extra: dict | None = None) -> None:
-    """Write `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them; replaces what was there at once."""
+    """Write `adapters.safetensors` and `adapter_config.json` as mlx-lm reads them; what was there is replaced whole.
+
+    `extra` goes into the config beside `model.adapter_settings`.
+    """
     mx = blas.mlx()
-    folder = Path(folder)
-    fresh = folder.with_name(folder.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    mx.save_safetensors(str(fresh / "adapters.safetensors"), trainable_bytes(model))
-    config = {**(extra or {}), **model.adapter_settings}
-    (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    replace_folder(fresh, folder)
+    with rewritten_folder(Path(folder)) as fresh:
+        mx.save_safetensors(str(fresh / "adapters.safetensors"), named_trainable_parameters(model))
+        config = {**(extra or {}), **model.adapter_settings}
+        (fresh / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_adapters(model, folder: str | Path):
-    """Put saved adapters into `model` (adding the layers if need be), in evaluation mode. Returns the model."""
+    """Put saved adapters into `model`, in evaluation mode; adds the adapter layers when it has none. Returns the model.
+
+    Raises TrainError when the folder holds no adapters or they do not fit.
+    """
     from mlx.utils import tree_flatten
 
     mx = blas.mlx()
-    folder = Path(folder)
+    folder = recover(Path(folder))
     if not (folder / "adapters.safetensors").exists():
         raise TrainError(f"{folder} holds no adapters.safetensors")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))

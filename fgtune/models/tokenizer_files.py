@@ -1,4 +1,4 @@
-"""Tokenizer and config files of a Gemma 3 folder."""
+"""The tokenizer files of a Gemma 3 folder: written from a vocabulary, and loaded."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from pathlib import Path
 
 from ..core.files import write_json
 from ..format.template import TEMPLATE_FILE
-from ..format.tokens import CONTROL_TOKENS, IMAGE_TOKENS, STOP_IDS
-
-STOP_IDS = list(STOP_IDS)  # as config.json has them
+from ..format.tokens import CONTROL_TOKENS, IMAGE_TOKENS
 
 
 def bpe_merges(tokens: list[str], skip: set[int]) -> list[tuple[str, str]]:
@@ -66,9 +64,9 @@ def write_tokenizer(folder: Path, tokens: list[str], added: set[int]) -> None:
     write_tokenizer_config(folder)
 
 
-def write_tokenizer_config(folder: Path, template: str | None = None) -> None:
-    """Write the small tokenizer files; `template` defaults to the workbook's own."""
-    template = template or TEMPLATE_FILE.read_text(encoding="utf-8")
+def write_tokenizer_config(folder: Path) -> None:
+    """Write `tokenizer_config.json`, `special_tokens_map.json` and the workbook's chat template into `folder`."""
+    template = TEMPLATE_FILE.read_text(encoding="utf-8")
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     config = {
         "add_bos_token": True,
@@ -84,40 +82,6 @@ def write_tokenizer_config(folder: Path, template: str | None = None) -> None:
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", names)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-
-
-def write_config(folder: Path, **sizes) -> None:
-    """Write `config.json` and `generation_config.json` of a `gemma3_text` model."""
-    sizes["intermediate_size"] = sizes.get("intermediate_size") or 2048
-    layers = sizes["num_hidden_layers"]
-    config = {
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
-        "torch_dtype": "float32",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-        "bos_token_id": 2,
-        "eos_token_id": STOP_IDS,
-        "pad_token_id": 0,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "initializer_range": 0.02,
-        "layer_types": ["sliding_attention" if (i + 1) % 6 else "full_attention" for i in range(layers)],
-        "sliding_window_pattern": 6,
-        "query_pre_attn_scalar": sizes["head_dim"],
-        "rms_norm_eps": 1e-06,
-        "rope_local_base_freq": 10000.0,
-        "rope_scaling": None,
-        "rope_theta": 1000000.0,
-        "tie_word_embeddings": True,
-        "use_bidirectional_attention": False,
-        "use_cache": True,
-        **sizes,
-    }
-    write_json(folder / "config.json", config)
-    generation = {"bos_token_id": 2, "eos_token_id": STOP_IDS, "pad_token_id": 0, "do_sample": False}
-    write_json(folder / "generation_config.json", generation)
 
 
 def load_tokenizer(folder: Path):

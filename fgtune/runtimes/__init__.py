@@ -1,0 +1,14 @@
+"""One generator for each runtime, and constrained decoding."""
+
+from lazy_loader import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submod_attrs={
+        "constrained": ["Constraint", "Grammar"],
+        "mlx": ["MlxGenerator"],
+        "node": ["NodeError", "NodeGenerator", "find_node"],
+        "onnxruntime": ["OrtGenerator"],
+        "protocols": ["Generator"],
+    },
+)

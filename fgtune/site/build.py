@@ -75,7 +75,7 @@ def build_site(
         write_json(work / "tools.json", tools)
         write_json(work / "site.json", manifest)
         work.chmod(0o755)
-        replace_folder(work, out_dir)
+        replace_folder(work, out_dir, work.with_name(work.name + ".old"))  # nothing else has this name
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return _report(out_dir, manifest)

@@ -1,8 +1,9 @@
-"""The order of batches: every row once an epoch."""
+"""The order of batches: every row once per epoch."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
@@ -12,17 +13,16 @@ from ..engines.mlx_step import batch_arrays
 
 
 def plan_epoch(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Indices of every row once, shuffled, in batches of one prefix; the same for the same seed and epoch.
+    """Indices of every row once, shuffled, in batches whose rows share their prefix; a function of seed and epoch.
 
-    A group that no multiple of `batch_size` fills is spread over batches of nearly equal size. Rows are not sorted by
-    length: rows of like length are rows of like kind, and steps of text answers alone undo what calls have learned.
+    When `batch_size` does not divide the rows of one prefix, their batches are of nearly equal size. Rows are not
+    sorted by length: rows of like length are rows of like kind, and steps of text answers alone undo what calls have
+    learned.
     """
-    import random
-
     rng = random.Random(f"{seed}/{epoch}")
     groups: dict[tuple, list[int]] = {}
-    for i, r in enumerate(rows):
-        groups.setdefault(tuple(r.ids[: r.prefix]), []).append(i)
+    for i, row in enumerate(rows):
+        groups.setdefault(tuple(row.ids[: row.prefix]), []).append(i)
     batches = []
     for group in groups.values():
         rng.shuffle(group)

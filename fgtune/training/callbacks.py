@@ -1,13 +1,44 @@
-"""What is said while a model trains."""
+"""Reports of a training run: as printed lines, and to Weights & Biases, SwanLab or TensorBoard."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..core import blas
 from ..core.errors import TrainError
+
+
+class Reporter:
+    """Passes the records of a run to `on_report` (default: printed) and to an mlx-lm TrainingCallback, if any."""
+
+    def __init__(self, on_report: Callable[[dict], None] | None = None, callback=None):
+        self.on_report, self.callback = on_report or print_report, callback
+
+    def report(self, record: dict) -> None:
+        """A report of training, as in `History.reports`."""
+        self.on_report(record)
+        if self.callback is not None:
+            self.callback.on_train_loss_report(
+                {
+                    "iteration": record["iter"],
+                    "train_loss": record["loss"],
+                    "learning_rate": record["learning_rate"],
+                    "iterations_per_second": 1 / record["seconds_per_step"],
+                    "tokens_per_second": record["tokens_per_second"],
+                    "trained_tokens": None,
+                    "peak_memory": record["peak_memory_gb"],
+                }
+            )
+
+    def evaluation(self, record: dict) -> None:
+        """An evaluation, as in `History.evals`."""
+        self.on_report(record)
+        if self.callback is not None and record["valid_loss"] is not None:
+            self.callback.on_val_loss_report(
+                {"iteration": record["iter"], "val_loss": record["valid_loss"], "val_time": record["seconds"]}
+            )
 
 
 def reporting_callback(report_to: str, folder: str | Path, config: dict):
@@ -24,7 +55,7 @@ def reporting_callback(report_to: str, folder: str | Path, config: dict):
 
 
 class TensorBoardCallback:
-    """Loss, rate and validation loss as TensorBoard scalars; the interface of mlx-lm's TrainingCallback."""
+    """Loss, learning rate and validation loss as TensorBoard scalars; the interface of mlx-lm's TrainingCallback."""
 
     def __init__(self, folder: str | Path):
         from torch.utils.tensorboard import SummaryWriter
@@ -46,7 +77,7 @@ class TensorBoardCallback:
 
 
 def peak_memory_gb() -> float:
-    """Peak memory: of the device on Metal and CUDA, of the whole process on CPU."""
+    """Peak memory in GB: of the device on Metal and CUDA, of the whole process on CPU."""
     mx = blas.mlx()
     if mx.default_device() == mx.gpu:
         return mx.get_peak_memory() / 1e9
@@ -68,11 +99,12 @@ def format_record(record: dict) -> str:
     left = max(0, round(record["seconds_left"]))
     return (
         f"iter {record['iter']:4d}/{record['iters']} · loss {record['loss']:.4f} · "
-        f"rate {record['learning_rate']:.1e} · "
+        f"learning rate {record['learning_rate']:.1e} · "
         f"{record['tokens_per_second']:.0f} tokens/s · {record['seconds_per_step']:.2f} s/step · "
         f"peak {record['peak_memory_gb']:.1f} GB · {left // 60}:{left % 60:02d} left"
     )
 
 
 def print_report(record: dict) -> None:
+    """Print a report or an evaluation as one line, at once."""
     print(format_record(record), flush=True)

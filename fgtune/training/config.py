@@ -12,15 +12,20 @@ from ..core.errors import TrainError
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a run. `iters` counts optimiser steps, each over `batch_size * grad_accumulation_steps` rows.
+    """Settings of a run, by mlx-lm's names where it has them. Raises TrainError for a value that is out of range.
 
-    `steps_per_eval` 0: validate at the end only. `patience` 0: no early stopping; n: stop after n evaluations without
-    a better one. `save_every`: steps between checkpoints to resume from (0: at evaluations only).
+    `iters` counts optimiser steps, each over `batch_size * grad_accumulation_steps` rows. `warmup`, `steps_per_report`,
+    `steps_per_eval` and `save_every` count optimiser steps too.
+    `beta2`: decay of AdamW's second moment, an average over about 1 / (1 - beta2) steps; a run has a few hundred.
+    `grad_clip`: largest norm of the gradient (0: no clipping).
+    `steps_per_eval` 0: evaluate at the end only. `save_every`: how often a checkpoint is written; at every evaluation
+    as well (0: only then). `patience`: stop after so many evaluations without a better one (0: never).
     `prefix_chunk`: queries per attention block in the prefix; `logits_chunk`: rows of logits held at a time.
-    `engine`: "mlx", "torch" (CPU only, several times faster there) or "auto". `precision`: "auto" multiplies in the
-    dtype of the model (float32 on CPU); "bfloat16" rounds the factors of products on CPUs that are fast at it.
-    `beta2`: AdamW's memory of squared gradients, about 1 / (1 - beta2) steps: short, as a run has a few hundred.
-    `softmax`: "exact", or "sampled" (engine "torch"): gradients from the learned words and a sample of the others.
+    `engine`: "mlx", "torch" (CPU only, several times faster there) or "auto".
+    `precision`: "auto" multiplies in the dtype of the model (float32 on CPU); "bfloat16" rounds the operands of matmuls
+    to bfloat16, on CPUs that are fast at it.
+    `softmax`: "exact", or "sampled" (engine "torch"): gradients from the target tokens and a sample of the rest of the
+    vocabulary.
     """
 
     iters: int = 100
@@ -68,8 +73,13 @@ class TrainConfig:
 
 @dataclass
 class History:
-    """What a run measured. `reports`: iter, loss, tokens_per_second, learning_rate, peak_memory_gb, seconds_left;
-    `evals`: iter, valid_loss, exact (share of cases, or None), seconds. `best_iter` names the kept adapters."""
+    """What a run measured.
+
+    `reports`: iter, loss (mean since the last report), learning_rate, tokens_per_second, seconds_per_step,
+    seconds_left, peak_memory_gb. `evals`: iter, valid_loss, exact (share of cases, or None), seconds, best.
+    `best_iter`: the step whose adapters were kept. `losses`: one per optimiser step. `seconds`: of the whole run.
+    `config`: its settings.
+    """
 
     reports: list[dict] = field(default_factory=list)
     evals: list[dict] = field(default_factory=list)
@@ -100,6 +110,6 @@ def learning_rate_at(config: TrainConfig, step: int) -> float:
         return config.learning_rate * (step + 1) / config.warmup
     if config.lr_schedule == "constant":
         return config.learning_rate
-    share = (step - config.warmup) / max(1, config.iters - config.warmup)
-    fall = 0.5 * (1 + math.cos(math.pi * share)) if config.lr_schedule == "cosine" else 1 - share
-    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * fall
+    progress = (step - config.warmup) / max(1, config.iters - config.warmup)
+    decay = 0.5 * (1 + math.cos(math.pi * progress)) if config.lr_schedule == "cosine" else 1 - progress
+    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * decay

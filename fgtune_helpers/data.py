@@ -1,0 +1,111 @@
+"""Stage 01: tools and examples become linted rows of tokens, in splits without leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from fgtune.data.augment import augment, combine
+from fgtune.data.examples import first_calls, first_query, label
+from fgtune.data.readers.examples import read_examples as examples_of_files
+from fgtune.data.readers.tools import plain_tools
+from fgtune.data.readers.tools import read_tools as tools_of_files
+from fgtune.data.rows import Row, mask_html
+from fgtune.data.rows import tokenize as row_of
+from fgtune.data.splits import leaks, nearest_neighbour_score, random_split
+from fgtune.data.splits import split_examples as split_by_group
+from fgtune.data.verbatim import verbatim_arguments
+from fgtune.evaluation.coverage import refused_calls as calls_refused
+from fgtune.format.findings import FindingsTable
+from fgtune.format.lint import lint_examples, repair_examples
+from fgtune.format.tools import repair_tools
+from fgtune.runtimes.constrained import Grammar
+
+from .stage import resolve_path
+
+__all__ = ["about", "audit_split", "augment_examples", "read_examples", "read_tools", "refused_calls"]
+__all__ += ["split_examples", "tokenize", "verbatim_arguments"]
+
+
+def read_tools(path: str) -> tuple[list[dict], FindingsTable]:
+    """The tools of a file or a folder, normalised, as `{"name", "description", "parameters"}`; and what lint says."""
+    file = resolve_path(path)
+    tools, findings = repair_tools(tools_of_files(file), file.name)
+    return plain_tools(tools), FindingsTable(findings)
+
+
+def read_examples(path: str, tools: list[dict], tokenizer, max_seq_length: int) -> tuple[list[dict], FindingsTable]:
+    """The examples of a file or a folder as normalised chat rows `{"id", "tools", "messages"}`; and what lint says."""
+    file = resolve_path(path)
+    examples, findings = repair_examples(examples_of_files(file, tools), file.name)
+    count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    lint = {"source": file.name, "count_tokens": count, "max_seq_length": max_seq_length}
+    return examples, FindingsTable(findings + lint_examples(examples, tools, **lint))
+
+
+def about(example: dict) -> SimpleNamespace:
+    """What an example asks (`query`, text), what it answers first (`calls`, `Call`s; none: a text) and the name of the
+    tool it is about (`label`)."""
+    return SimpleNamespace(query=first_query(example), calls=first_calls(example), label=label(example))
+
+
+@dataclass(frozen=True, repr=False)
+class TokenRow(Row):
+    """A tokenised dialogue that shows what follows its shared prefix in a notebook, learned tokens coloured."""
+
+    tokenizer: Any = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"{len(self.ids)} tokens, {sum(self.targets)} of them learned"
+
+    def _repr_html_(self) -> str:
+        return mask_html(self, self.tokenizer, skip=self.prefix)
+
+
+def tokenize(example: dict, tokenizer, max_seq_length: int | None = None) -> TokenRow:
+    """The row of an example: `ids`, `targets` (True: learned) and the length of its `prefix`. Raises DataError."""
+    return TokenRow(**vars(row_of(example, tokenizer, max_seq_length)), tokenizer=tokenizer)
+
+
+def split_examples(
+    examples: list[dict], *, valid: int, test: int, seed: int, similarity: float, by: str = "group"
+) -> dict[str, list[dict]]:
+    """Seeded train, valid and test examples. `by` "group" keeps what asks for the same calls, or in words at least
+    `similarity` (0 to 100) alike, in one split, stratified by tool; "chance" shuffles. Raises DataError."""
+    if by == "chance":
+        return random_split(examples, valid=valid, test=test, seed=seed)
+    return split_by_group(examples, valid=valid, test=test, similarity=similarity, seed=seed)
+
+
+def audit_split(splits: dict[str, list[dict]], similarity: float) -> SimpleNamespace:
+    """`leaks`: (held-out id, training id, likeness) of held-out examples whose calls, or nearly whose words, are
+    trained on. `copying`: share of test examples that copying the most alike training example's answer gets right."""
+    return SimpleNamespace(leaks=leaks(splits, similarity), copying=nearest_neighbour_score(splits))
+
+
+class Augmented(NamedTuple):
+    """New training `examples`: `copies` with other names and numbers and `joined` requests, without those whose ids
+    are in `too_near` because they came near a held-out case."""
+
+    examples: list[dict]
+    copies: list[dict]
+    joined: list[dict]
+    too_near: set[str]
+
+
+def augment_examples(splits: dict, *, copies: int, joined: float, similarity: float, seed: int) -> Augmented:
+    """`copies` of each training example with other names and numbers, and several requests in one, `joined` times the
+    number of training examples. Held-out examples are only compared with."""
+    train = splits["train"]
+    varied = augment(train, copies, seed)
+    several = combine(train + varied, round(joined * len(train)), seed)
+    near = {other for _, other, _ in leaks({**splits, "train": varied + several}, similarity)}
+    return Augmented([e for e in varied + several if e["id"] not in near], varied, several, near)
+
+
+def refused_calls(model_dir: Path, verbatim: Iterable[str], examples: Iterable[dict], tokenizer) -> list[dict]:
+    """The examples whose gold calls constrained decoding with these `verbatim` arguments would not let through."""
+    return calls_refused(Grammar(model_dir, verbatim), examples, tokenizer)

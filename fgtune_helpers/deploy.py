@@ -1,0 +1,48 @@
+"""Stage 10: the static page, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fgtune.data.readers.files import read_json
+from fgtune.data.rows import Case
+from fgtune.evaluation.judging import judge
+from fgtune.evaluation.scorecards import Scorecard
+from fgtune.runtimes.onnxruntime import OrtGenerator
+from fgtune.site.browser import try_in_browser as ask_in_browser
+from fgtune.site.build import SiteReport
+from fgtune.site.build import build_site as site_of
+
+from .stage import Run
+
+
+def build_site(run: Run, cases: Sequence[Case]) -> SiteReport:
+    """Write the site of the variant `deploy_variant` to `<run.dir>/site`; the page offers the queries of `cases`.
+    Raises DeployError, ToolMissing."""
+    return site_of(
+        run.input("07_quantize"), run.p.deploy_variant, read_json(run.input("01_data") / "tools.json"),
+        run.dir / "site", examples=[case.query for case in cases], max_tokens=run.p.max_tokens,
+        constrained=run.p.constrained, copied=run.verbatim_arguments(),
+    )  # fmt: skip
+
+
+class PageReport(NamedTuple):
+    """What a browser answered on the page: one dict a case (`answers`), them judged (`card`), and what the page says of
+    itself (`page`: variant, device, times). `generator` runs the page's own graph in Python."""
+
+    answers: list[dict]
+    card: Scorecard
+    page: dict
+    generator: OrtGenerator
+
+
+def try_in_browser(run: Run, cases: Sequence[Case]) -> PageReport:
+    """Ask `cases` on the built page in headless Chromium, as a visitor would; pictures go to `<run.dir>/screenshots`.
+    Raises DeployError, NodeError, ToolMissing."""
+    site, variant = run.dir / "site", run.p.deploy_variant
+    answers = ask_in_browser(site, [case.query for case in cases], screenshots=run.dir / "screenshots")
+    results = [judge(case, answer["text"], answer["finished"]) for case, answer in zip(cases, answers, strict=True)]
+    page = answers[0]["page"]
+    here = OrtGenerator(site / "model", variant, max_tokens=run.p.max_tokens, wide=page["wide"])
+    return PageReport(answers, Scorecard(f"{variant} (Chromium)", results), page, here)
