@@ -23,7 +23,7 @@ def build_site(run: Run, cases: Sequence[Case]) -> SiteReport:
     return site_of(
         run.input("07_quantize"), run.p.deploy_variant, read_json(run.input("01_data") / "tools.json"),
         run.dir / "site", examples=[case.query for case in cases], max_tokens=run.p.max_tokens,
-        constrained=run.p.constrained, copied=run.verbatim_arguments(),
+        constrained=run.p.constrained, verbatim=run.verbatim_arguments(),
     )  # fmt: skip
 
 
@@ -44,5 +44,5 @@ def try_in_browser(run: Run, cases: Sequence[Case]) -> PageReport:
     answers = ask_in_browser(site, [case.query for case in cases], screenshots=run.dir / "screenshots")
     results = [judge(case, answer["text"], answer["finished"]) for case, answer in zip(cases, answers, strict=True)]
     page = answers[0]["page"]
-    here = OrtGenerator(site / "model", variant, max_tokens=run.p.max_tokens, wide=page["wide"])
+    here = OrtGenerator(site / "model", variant, max_tokens=run.p.max_tokens, dequantized=page["dequantized"])
     return PageReport(answers, Scorecard(f"{variant} (Chromium)", results), page, here)

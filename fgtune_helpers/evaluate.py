@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fgtune.evaluation.divergence import MlxLogits
-from fgtune.evaluation.divergence import compare as divergence_of
+from fgtune.evaluation.divergence import divergence as divergence_of
 from fgtune.evaluation.judging import judge
 from fgtune.evaluation.scorecards import Comparison, Scorecard, score
 

@@ -20,4 +20,4 @@ def quantize(
     `calibration` are training rows (token ids) that the rounding is judged on; `tokens` are the ids whose embedding
     rows get 8 bits in recipes with mixed-precision rows. Raises QuantizeError.
     """
-    return write_variant(source, variant, out, calibration, recipe, words=tokens)
+    return write_variant(source, variant, out, calibration, recipe, token_ids=tokens)
