@@ -43,7 +43,7 @@ def main() -> int:
     from fgtune.site.build import build_site
 
     cases = load_cases(options.run / "01_data", "test")
-    tools, verbatim = (read_json(options.run / "01_data" / f"{name}.json") for name in ("tools", "copied"))
+    tools, verbatim = (read_json(options.run / "01_data" / f"{name}.json") for name in ("tools", "verbatim_arguments"))
     questions = [case.query for case in cases if case.calls][: options.questions]
     ways = WAYS | ({"webgpu": {"device": "webgpu"}} if options.webgpu else {})
     rows, bad = [], 0

@@ -117,7 +117,7 @@ def test_a_run_gives_cases_rows_and_constraints(tmp_path, shipped):
     assert [case.query for case in run.cases()] == [about(e).query for e in examples[:3]]
     wrapper = type("Wrapper", (), {"_tokenizer": CharTokenizer()})()  # as mlx-lm wraps it: not to be called
     assert run.rows("test", wrapper) == run.rows("test", CharTokenizer()) and len(run.rows("test", wrapper)) == 3
-    assert list(run.grammar(tmp_path).copied) == ["a.b"] and run.grammar(tmp_path).folder == tmp_path
+    assert list(run.grammar(tmp_path).verbatim) == ["a.b"] and run.grammar(tmp_path).folder == tmp_path
     p.constrained = False
     assert run.grammar(tmp_path) is None
     run.save_json("x/y.json", [1])

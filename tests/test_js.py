@@ -6,11 +6,11 @@ import subprocess
 import pytest
 
 from fgtune.core.project import project_root
-from fgtune.export.layout import LOADING
+from fgtune.export.layout import VARIANTS
 from fgtune.format.template import TRIGGER
 from fgtune.format.tokens import CONTROL_TOKEN, STOP_IDS
 from fgtune.runtimes.node import find_node
-from fgtune.site.manifest import PART, SITE_FORMAT, devices
+from fgtune.site.manifest import PART, SITE_FORMAT
 
 SUITES = sorted((project_root() / "tests" / "js").glob("*.test.mjs"))
 
@@ -41,6 +41,7 @@ def test_constants_are_those_of_python():
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout)
     for device in ("webgpu", "wasm"):  # the page prefers each variant that is deployed for the device
-        assert sorted(found.pop(device)) == sorted(name for name in LOADING if device in devices(name)), device
+        runs_here = [name for name, variant in VARIANTS.items() if device in variant.devices]
+        assert sorted(found.pop(device)) == sorted(runs_here), device
     assert found == {"part": PART, "format": SITE_FORMAT, "stops": list(STOP_IDS), "trigger": TRIGGER,
                      "control": CONTROL_TOKEN.pattern}  # fmt: skip
