@@ -15,7 +15,7 @@ from fgtune.format.findings import LEVELS, Finding, FindingsTable
 
 READY, REFUSED = 0, 2
 COLUMNS = ("level", "file", "row", "tool", "where")
-WIDEST = 40  # characters of a cell; the message may be longer
+WIDEST = 60  # characters of a cell, the last ones; the message may be longer
 
 
 def check_files(tools: str, examples: str | None = None, out: str | None = None) -> int:
@@ -50,7 +50,7 @@ def findings_text(table: FindingsTable) -> str:
     """The findings as a table in text, errors first, at most `table.limit` of them."""
     shown = table.findings[: table.limit]
     cells = [(f.level, f.file, f.example, f.tool, f.where) for f in shown]
-    cells = [tuple(cell if len(cell) <= WIDEST else cell[: WIDEST - 1] + "…" for cell in row) for row in cells]
+    cells = [tuple(cell if len(cell) <= WIDEST else "…" + cell[1 - WIDEST :] for cell in row) for row in cells]
     widths = [max(map(len, column)) for column in zip(COLUMNS, *cells)]
     used = [i for i, column in enumerate(zip(*cells)) if any(column)]
     lines = ["  ".join([*(COLUMNS[i].ljust(widths[i]) for i in used), "what to do"])] if shown else []

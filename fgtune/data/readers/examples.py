@@ -67,17 +67,25 @@ def read_examples(path: Path, tools: list[dict]) -> list[dict]:
     return rows
 
 
-def load_examples(path: Path, tools: list[dict]) -> tuple[list[dict], list[Finding]]:
+def load_examples(
+    path: Path,
+    tools: list[dict],
+    *,
+    count_tokens: Callable[[str], int] | None = None,
+    max_seq_length: int | None = None,
+) -> tuple[list[dict], list[Finding]]:
     """The chat rows of `path` in canonical form, and all that there is to say about them.
 
     `tools` are the tools of rows without their own. The findings name the shapes, the keys that are not used, what was
     repaired, and what is wrong: each row that cannot be read is left out and is an error. Raises DataError where there
-    is no file at all.
+    is no file at all. `count_tokens` and `max_seq_length` are those of `lint_examples`.
     """
     rows, findings, errors = _read(path, tools)
     findings += [Finding("error", "unreadable", error.message, error.file, error.row) for error in errors]
     rows, notes = _repair(rows, path.name)
-    return rows, findings + notes + lint_examples(rows, tools, source=path.name) + lint_conflicts(rows, path.name)
+    findings += notes
+    findings += lint_examples(rows, tools, source=path.name, count_tokens=count_tokens, max_seq_length=max_seq_length)
+    return rows, findings + lint_conflicts(rows, path.name)
 
 
 def _repair(rows: list[dict], source: str) -> tuple[list[dict], list[Finding]]:
