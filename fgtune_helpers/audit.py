@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import sys
 
+from fgtune.core.files import verify_files
 from fgtune.data.rows import load_cases
 from fgtune.evaluation.judging import judge
 from fgtune.evaluation.scorecards import Scorecard
 
 from .runner import BAD, FAILED, OK, unfinished
-from .stage import STAGES, read_manifest, resolve_run, verify_outputs
+from .stage import STAGES, read_manifest, resolve_run
 
 _SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|npm_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,})\b")
 
@@ -27,7 +28,7 @@ def audit(run_dir: str, out=None) -> int:
         if manifest is None:
             print(f"none {stage:<18} has not run", file=out)
             continue
-        problems = [verify_outputs(run / stage, manifest)]
+        problems = [verify_files(run / stage, manifest["outputs"])]
         for need, key in manifest["inputs"].items():
             if (read_manifest(run, need) or {}).get("key") != key:
                 problems.append(f"was made from another {need}")

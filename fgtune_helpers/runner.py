@@ -3,7 +3,6 @@ it would be and its outputs are as its manifest says."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -16,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from fgtune.core.files import stderr_to, verify_files
 from fgtune.core.project import project_root
 
 from .params import PARAMETERS, ParameterError, closest, coerce
-from .stage import STAGES, OldRunError, StageError, read_manifest, resolve_path, resolve_run, stage_key, verify_outputs
+from .stage import STAGES, OldRunError, StageError, read_manifest, resolve_path, resolve_run, stage_key
 
 OK, FAILED, BAD = 0, 1, 2
 #: For the kernels: glibc's memory in pages of 2 MB where Linux grants them. Training and decoding gain some percent.
@@ -93,7 +93,7 @@ def state(stage: str, values: dict[str, Any]) -> tuple[str, dict | None]:
         return "new", None
     if manifest["key"] != stage_key(stage, values, upstream):
         return "changed", manifest
-    if verify_outputs(run / stage, manifest):
+    if verify_files(run / stage, manifest["outputs"]):
         return "damaged", manifest
     if not (run / "notebooks" / f"{stage}.ipynb").exists():
         return "new", manifest
@@ -155,7 +155,7 @@ def execute(stage: str, values: dict[str, Any], run: Path) -> str | None:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     options = {"progress_bar": False, "kernel_name": "python3", "cwd": str(root), "log_output": False}
     try:
-        with _stderr_to(folder / f"{stage}.log"):
+        with stderr_to(folder / f"{stage}.log"):
             parameters = {name: values[name] for name in STAGES[stage].all_params}
             papermill.execute_notebook(str(source), str(partial), parameters, **options)
         problem = unfinished(partial)
@@ -168,20 +168,6 @@ def execute(stage: str, values: dict[str, Any], run: Path) -> str | None:
     if problem is None and read_manifest(run, stage) is None:
         problem = "the notebook ran but never called finish(...)"
     return " ".join(_ANSI.sub("", problem).split())[:400] if problem else None
-
-
-@contextlib.contextmanager
-def _stderr_to(path: Path):
-    """Send what kernels write to file descriptor 2 to a log, so that the progress lines stay readable."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(path, "wb") as log:
-        os.dup2(log.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def unfinished(notebook: Path) -> str | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from fgtune.core.blas import device_report
+from fgtune.core.environment import versions
 from fgtune.core.errors import ToolMissing
 from fgtune.format.tokens import CONTROL_TOKENS
 from fgtune.models.base import resolve_base
 from fgtune.runtimes.node import find_node, find_package
 from fgtune.site.browser import find_chromium
-
-from .stage import versions
 
 __all__ = ["CONTROL_TOKENS", "machine_report", "missing_program", "resolve_base"]
 

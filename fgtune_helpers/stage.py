@@ -11,22 +11,16 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
-import random
 import shutil
-import sys
 import time
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-from fgtune.core import blas
+from fgtune.core.environment import seed_all, versions
 from fgtune.core.errors import ProjectError
-from fgtune.core.files import file_sha256, write_json
+from fgtune.core.files import file_sha256, hash_files, verify_files, write_json
 from fgtune.core.folders import recover, replace_folder
 from fgtune.core.project import project_root
 from fgtune.data.readers.files import json_files, read_json
@@ -111,25 +105,6 @@ def read_manifest(run: Path, stage: str) -> dict | None:
         text = f"{run} holds a run of format {schema}, this version reads format {SCHEMA}"
         raise OldRunError(f"{text}: write it anew (run --force), or choose another run_dir")
     return manifest
-
-
-def hash_outputs(folder: Path) -> dict[str, dict]:
-    """Bytes and sha256 of every file of a stage but its manifest, by path."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "stage.json")
-    return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
-
-
-def verify_outputs(folder: Path, manifest: dict) -> str | None:
-    """Say what of a stage's outputs does not match its manifest (one phrase), or None."""
-    for name, want in manifest["outputs"].items():
-        path = folder / name
-        if not path.exists():
-            return f"{name} is missing"
-        if path.stat().st_size != want["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes, the manifest says {want['bytes']:,}"
-        if file_sha256(path) != want["sha256"]:
-            return f"{name} has changed since it was written"
-    return None
 
 
 def digest_of(path: Path) -> str:
@@ -231,7 +206,7 @@ class Run:
         """Write `stage.json` and move the folder into place. A `skipped` stage fails where CI=true."""
         if skipped and os.environ.get("CI") == "true":
             raise CheckFailed(f"FAIL {self.stage} was skipped, which CI does not accept: {skipped}")
-        outputs, seconds = hash_outputs(self.dir), round(time.time() - self.started, 1)
+        outputs, seconds = hash_files(self.dir), round(time.time() - self.started, 1)
         manifest = {"schema": SCHEMA, "stage": self.stage, "key": self.key, "parameters": vars(self.p)}
         manifest |= {"inputs": {name: m["key"] for name, m in self.inputs.items()}, "outputs": outputs}
         manifest |= {"metrics": metrics or {}, "skipped": skipped, "versions": versions(), "seconds": seconds}
@@ -261,7 +236,7 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
         command = f"python -m fgtune_helpers run --to {need} -p run_dir {values['run_dir']}"
         if upstream[need] is None:
             raise StageError(f"{stage} needs {need}, which has not run in {values['run_dir']}: {command}")
-        if wrong := verify_outputs(root / need, upstream[need]):
+        if wrong := verify_files(root / need, upstream[need]["outputs"]):
             raise StageError(f"{need} is not what it was when it finished ({wrong}): {command} --force")
     key = stage_key(stage, values, upstream)
     seed_all(values.get("seed", PARAMETERS["seed"].default), spec.mlx)
@@ -273,7 +248,7 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
         shutil.rmtree(work, ignore_errors=True)
         with contextlib.suppress(OldRunError):
             done = read_manifest(root, stage) if keep else None
-            if done and done["key"] == key and not verify_outputs(root / stage, done):
+            if done and done["key"] == key and not verify_files(root / stage, done["outputs"]):
                 shutil.copytree(root / stage, work, ignore=shutil.ignore_patterns("stage.json"))
                 print(f"the same was done before: {values['run_dir']}/{stage} goes on (FGTUNE_FRESH=1 begins anew)")
     work.mkdir(parents=True, exist_ok=True)
@@ -282,19 +257,3 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
         default = PARAMETERS[name].default
         print(f"{name:<24} {value!r:<28} {'default' if value == default else f'given (default {default!r})'}")
     return Run(stage, root, SimpleNamespace(**values), work, key, upstream)
-
-
-def seed_all(seed: int, mlx: bool) -> None:
-    """Seed Python, NumPy and, where the stage uses it, MLX."""
-    random.seed(seed)
-    np.random.seed(seed)
-    if mlx:
-        blas.mlx().random.seed(seed)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
-    for name in ("mlx", "mlx-lm", "transformers", "torch", "onnx", "onnxruntime", "optimum-onnx", "numpy"):
-        found[name] = next((d.version for d in metadata.distributions(name=name)), "not installed")
-    return found

@@ -115,6 +115,18 @@ def test_dialogues_with_tool_results_are_left_alone():
     assert all(again["messages"] == row["messages"] for again in fresh if again["id"].startswith("e1"))
 
 
+def test_a_call_with_a_text_that_was_not_said_is_left_alone():
+    rows = [
+        example(1, "Invite Hassan to the party", invite("Hassan", "Nile Street")),  # the street follows from him
+        example(2, "Invite Mireille to the party", invite("Mireille", "Ring Road")),
+        example(3, "Weather in Oslo", weather(city="Oslo")),
+        example(4, "Weather in Bergen", weather(city="Bergen")),
+    ]
+    fresh = augment(rows, 6, 0)
+    assert all(row["messages"] == rows[0]["messages"] for row in fresh if row["id"].startswith("e1"))
+    assert any(row["messages"] != rows[2]["messages"] for row in fresh if row["id"].startswith("e3"))
+
+
 def test_seeded_distinct_and_clean(shipped):
     tools, examples = shipped[0], shipped[1][:400]
     fresh = augment(examples, 2, 7)

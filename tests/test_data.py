@@ -1,16 +1,31 @@
 """Reading what users bring, splitting without leaks, marking what is learned."""
 
+import hashlib
 import json
+import random
+import time
+import tracemalloc
 
+import numpy as np
 import pytest
+from rapidfuzz import fuzz, process, utils
 
 from fgtune.core.project import project_root
 from fgtune.data.examples import first_calls, first_query, label
+from fgtune.data.grouping import group_examples, near_texts
 from fgtune.data.readers.examples import read_examples
 from fgtune.data.readers.files import DataError, json_files
 from fgtune.data.readers.tools import read_tools
 from fgtune.data.rows import case_of, mask_html, tokenize
-from fgtune.data.splits import group_examples, leaks, random_split, split_examples
+from fgtune.data.splits import (
+    held_out_per_tool,
+    held_out_sizes,
+    leaks,
+    lint_splits,
+    nearest_neighbour_score,
+    random_split,
+    split_examples,
+)
 from fgtune.format.calls import Call
 from fgtune.format.lint import lint_examples
 from fgtune.format.template import TRIGGER
@@ -67,7 +82,7 @@ def test_examples_from_a_folder_in_order(tmp_path):
     assert [(row["id"], first_query(row)) for row in rows] == [("a-0001", "one"), ("b-0001", "two")]
     for file in json_files(tmp_path):
         file.unlink()
-    with pytest.raises(DataError, match=r"holds no \.json or \.jsonl file with examples"):
+    with pytest.raises(DataError, match=r"holds no \.json, \.jsonl, \.ndjson or \.csv file with examples"):
         read_examples(tmp_path, [TOOL])
 
 
@@ -116,7 +131,7 @@ def test_not_utf8(tmp_path):
         ),
         ({"messages": [{"role": "robot", "content": "a"}]}, "message 1: the role must be one of"),
         ({"messages": [{"role": "user", "content": "a", "audio": 1}]}, "'audio' is not understood"),
-        ({"messages": [], "label": 3}, "'label' is not understood"),
+        ({"messages": [], "label": 3}, '"messages" must be a list with at least one message'),
         ("text", "expected an object, found str"),
     ],
 )
@@ -132,8 +147,8 @@ def test_doubled_ids(tmp_path):
         read_examples(write(tmp_path, rows), [TOOL])
 
 
-def test_the_seeds_format_and_chat_rows_say_the_same(tmp_path):
-    seed = {
+def test_the_original_format_and_chat_rows_say_the_same(tmp_path):
+    original = {
         "userQuery": "five minutes",
         "expectedToolCalls": [{"name": "set_timer", "arguments": {"minutes": 5}}],
         "toolResponses": [{"name": "set_timer", "response": {"ok": True}}],
@@ -153,7 +168,7 @@ def test_the_seeds_format_and_chat_rows_say_the_same(tmp_path):
             {"role": "assistant", "content": "Started."},
         ],
     }
-    a = read_examples(write(tmp_path, [seed]), [TOOL])[0]
+    a = read_examples(write(tmp_path, [original]), [TOOL])[0]
     b = read_examples(write(tmp_path, json.dumps(chat) + "\n", "x.jsonl"), [])[0]
     assert a["messages"] == b["messages"] and a["tools"] == b["tools"] == [TOOL]
 
@@ -221,11 +236,161 @@ def test_near_duplicates_stay_together():
     assert len(group_examples(paraphrases(), similarity=100)) == 24
 
 
-def test_too_few_examples_is_one_clear_line(shipped):
-    with pytest.raises(DataError, match=r"20 examples are too few for 48 test and 32 validation cases"):
-        split_examples(shipped[1][:20], valid=32, test=48, similarity=85, seed=0)
+def test_what_cannot_be_split_is_one_clear_line(shipped):
+    with pytest.raises(DataError, match=r"5 examples are too few to hold any out"):
+        split_examples(shipped[1][:5], valid=32, test=48, similarity=85, seed=0)
     with pytest.raises(DataError, match="too many examples ask for the same calls"):
         split_examples(paraphrases(), valid=4, test=8, similarity=85, seed=0)
+
+
+def test_the_split_of_the_shipped_data_is_as_it_was():
+    """The figures of the recorded runs belong to these held-out cases."""
+    root = project_root() / "examples"
+    tools = read_tools(root / "tools" / "everyday.json")
+    examples = read_examples(root / "requests" / "everyday.json", tools)
+    splits = split_examples(examples, valid=32, test=48, similarity=85, seed=7)
+    ids = json.dumps({name: [e["id"] for e in rows] for name, rows in splits.items()}, sort_keys=True)
+    assert (
+        hashlib.sha256(ids.encode()).hexdigest() == "89a29b9613e4bfea255712bcdb33785c2a26fd8233b909aab003b0ee61f5b946"
+    )
+    assert lint_splits(splits, tools, valid=32, test=48) == []
+
+
+def test_held_out_cases_are_at_most_a_third():
+    assert held_out_sizes(240, valid=32, test=48) == {"test": 48, "valid": 32}
+    assert held_out_sizes(61, valid=32, test=48) == {"test": 12, "valid": 8}
+    assert held_out_sizes(6, valid=32, test=48) == {"test": 1, "valid": 1}
+    assert held_out_sizes(30, valid=0, test=48) == {"test": 10, "valid": 0}
+    splits = split_examples(paraphrases(), valid=32, test=48, similarity=100, seed=0)
+    assert [len(splits[k]) for k in ("train", "valid", "test")] == [32, 6, 10]
+    (finding,) = lint_splits(splits, [TOOL], valid=32, test=48)
+    assert finding.level == "warning" and "10 test and 6 validation cases instead of 48 and 32" in finding.message
+
+
+def test_groups_that_do_not_fill_the_test_cases_give_fewer():
+    rows = [
+        said(f"{i}-{j}", f"{NUMBERS[i]} {NUMBERS[j]} {'abcdefghij'[j] * 9}", minutes=i)
+        for i in range(6)
+        for j in range(5)
+    ]
+    splits = split_examples(rows, valid=4, test=6, similarity=100, seed=0)
+    assert [len(splits[k]) for k in ("train", "valid", "test")] == [20, 5, 5]
+    assert not leaks(splits, 100)
+
+
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+LAMP = {
+    "name": "lamp",
+    "description": "Switch a lamp.",
+    "parameters": {"type": "object", "properties": {"state": {"type": "string", "enum": ["on", "off"]}}},
+}
+HORN = {"name": "horn", "description": "Sound the horn."}
+
+
+def said(name, query, tool=TOOL, **arguments):
+    call = {"type": "function", "function": {"name": tool["name"], "arguments": arguments}}
+    messages = [{"role": "user", "content": query}, {"role": "assistant", "tool_calls": [call]}]
+    return {"id": name, "tools": [TOOL, LAMP, HORN], "messages": [{"role": "developer", "content": TRIGGER}, *messages]}
+
+
+def test_calls_without_open_values_are_grouped_by_their_words():
+    ways = ("{} please", "I would like {}", "make it {}", "{}, and quickly", "could we have {} here", "now {}")
+    rows = [said(f"h{i}", way.format("the horn"), HORN) for i, way in enumerate(ways)]
+    rows += [said(f"l{i}", way.format("light"), LAMP, state="on") for i, way in enumerate(ways)]
+    assert len(group_examples(rows, 95)) == 12
+    assert len(group_examples([*rows, said("twin", "PLEASE, the horn!", HORN)], 95)) == 12
+    rows += [said(f"t{i}", way.format("a timer"), minutes=3) for i, way in enumerate(ways)]
+    assert sorted(map(len, group_examples(rows, 95)))[-2:] == [1, 6], "an open value is held out by value"
+    rows += [said(f"u{i}", f"wait {word} minutes", minutes=i + 4) for i, word in enumerate(NUMBERS)]
+    splits = split_examples(rows, valid=3, test=4, similarity=95, seed=1)
+    assert not leaks(splits, 95)
+    counts = held_out_per_tool(splits, [TOOL, LAMP, HORN])
+    assert set(counts) == {"set_timer", "lamp", "horn"} and all(counts.values())
+
+
+def test_a_rare_tool_is_held_out_and_an_untested_one_is_named():
+    rows = [
+        said(f"u{i}", f"{a} {b} minutes", minutes=100 * i + j)
+        for i, a in enumerate(NUMBERS)
+        for j, b in enumerate("abcd")
+    ]
+    rows += [
+        said("h1", "hoot", HORN),
+        said("h2", "a long blast of the horn", HORN),
+        said("l1", "bright", LAMP, state="on"),
+    ]
+    splits = split_examples(rows, valid=2, test=3, similarity=100, seed=3)
+    assert held_out_per_tool(splits, [TOOL, LAMP, HORN]) == {"set_timer": 4, "lamp": 0, "horn": 1}
+    (finding,) = lint_splits(splits, [TOOL, LAMP, HORN], valid=2, test=3)
+    assert finding.tool == "lamp" and "Add varied examples" in finding.message
+
+
+def synthetic_queries(count):
+    """Queries of many lengths in which near-duplicates, equal ones and chains of like ones occur."""
+    rng = random.Random(5)
+    words = ["".join(rng.choices("aeioulmnrst", k=rng.randint(1, 9))) for _ in range(60)]
+    queries = [" ".join(rng.choices(words, k=rng.randint(1, 12))) for _ in range(count // 2)]
+    while len(queries) < count:
+        letters = list(rng.choice(queries))
+        letters[rng.randrange(len(letters))] = rng.choice("xyz QÄ!")
+        queries.append("".join(letters))
+    return ["", "?!", *queries]
+
+
+@pytest.mark.parametrize("similarity", [60, 85, 100])
+def test_groups_are_those_of_the_plain_search(similarity, monkeypatch):
+    monkeypatch.setattr("fgtune.data.grouping.CELLS", 40_000)  # many blocks
+    queries = synthetic_queries(1500)
+    rows = [said(str(i), query, HORN) for i, query in enumerate(queries)]
+    alike = (
+        process.cdist(*[[utils.default_process(q) for q in queries]] * 2, scorer=fuzz.token_sort_ratio) >= similarity
+    )
+    group, groups = {}, []
+    for i in range(len(queries)):
+        if i not in group:
+            members, waiting = {i}, [i]
+            while waiting:
+                new = set(np.flatnonzero(alike[waiting.pop()]).tolist()) - members
+                members |= new
+                waiting += new
+            group.update(dict.fromkeys(members, i))
+            groups.append(sorted(members))
+    assert len(groups) > (1 if similarity > 60 else 0)
+    assert group_examples(rows, similarity) == groups
+
+
+def test_all_texts_are_alike_at_similarity_0():
+    assert sum(len(others) for _, others in near_texts(["ab", "bc", "cd", "da"], 50)) == 4
+    assert len(group_examples(paraphrases(), 0)) == 1
+
+
+def test_leaks_and_neighbours_are_those_of_the_plain_search():
+    queries = synthetic_queries(300)
+    rows = [said(str(i), query, minutes=i % 90) for i, query in enumerate(queries)]
+    splits = random_split(rows, valid=20, test=30, seed=2)
+    plain, right = [], 0
+    for split in ("valid", "test"):
+        for case in splits[split]:
+            scores = [
+                fuzz.token_sort_ratio(first_query(case), first_query(e), processor=utils.default_process)
+                for e in splits["train"]
+            ]
+            same = [first_calls(e) == first_calls(case) for e in splits["train"]]
+            plain += [(case["id"], e["id"], s) for e, s, k in zip(splits["train"], scores, same) if s >= 85 or k]
+            right += split == "test" and same[scores.index(max(scores))]
+    assert leaks(splits, 85) == plain and len(plain) > 100
+    assert nearest_neighbour_score(splits) == right / 30
+
+
+def test_thirteen_thousand_rows_are_grouped_in_little_time_and_memory():
+    rows = [said(str(i), query, HORN) for i, query in enumerate(synthetic_queries(13_000))]
+    start = time.perf_counter()
+    tracemalloc.start()
+    groups = group_examples(rows, 85)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(map(len, groups)) == len(rows)
+    assert time.perf_counter() - start < 60 and peak < 500e6
 
 
 # ---------------------------------------------------------------- rows

@@ -70,7 +70,8 @@ SHAPES = {
         "difficulty": 3,
     },
     "nulls": {"messages": [ASKED, called(arguments={"port": "Brest", "hour": None})]},
-    "legacy": {"messages": [ASKED, {"role": "assistant", "function_call": CALL | {"arguments": text}}], "functions": TOOLS},
+    "legacy": {"messages": [ASKED, {"role": "assistant", "function_call": {**CALL, "arguments": text}}]}
+    | {"functions": TOOLS},
     "LangChain in OpenAI's": {
         "messages": [ASKED, {"role": "assistant", "tool_calls": [{"name": "tide_at", "args": ARGUMENTS, "id": "1"}]}]
     },

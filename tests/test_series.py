@@ -12,7 +12,7 @@ import pytest
 from fgtune.core.project import project_root
 from fgtune.evaluation.scorecards import Scorecard
 from fgtune_helpers.runner import unfinished
-from fgtune_helpers.stage import STAGES, hash_outputs, read_manifest
+from fgtune_helpers.stage import STAGES, read_manifest
 
 ROOT = project_root()
 pytestmark = pytest.mark.series
@@ -145,7 +145,7 @@ def broken(series, tmp_path, stage, change):
     for name in STAGES:  # an honest manifest of dishonest files: only the stage's own checks can notice
         path = copy / name / "stage.json"
         manifest = json.loads(path.read_text())
-        manifest["outputs"] = hash_outputs(copy / name)
+        manifest["outputs"] = hash_files(copy / name)
         path.write_text(json.dumps(manifest))
     values = json.loads((copy / "01_data" / "stage.json").read_text())["parameters"]
     flags = [x for name in ("tools_file", "examples_file") for x in ("-p", name, values[name])]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fgtune.core.files import verify_files
 from fgtune.core.project import project_root
 from fgtune_helpers import stage
 from fgtune_helpers.params import PARAMETERS, ParameterError, names_set
@@ -19,7 +20,6 @@ from fgtune_helpers.stage import (
     resolve_run,
     stage_key,
     start_stage,
-    verify_outputs,
 )
 
 
@@ -52,7 +52,7 @@ def test_a_killed_stage_leaves_the_previous_result_whole(tmp_path):
     finished(tmp_path)
     run = start_stage("00_setup", values("00_setup", tmp_path))
     run.file("base.json").write_text("half")  # and then nothing: the process is gone
-    assert verify_outputs(tmp_path / "00_setup", read_manifest(tmp_path, "00_setup")) is None
+    assert verify_files(tmp_path / "00_setup", read_manifest(tmp_path, "00_setup")["outputs"]) is None
 
 
 def test_killed_between_the_two_renames(tmp_path):

@@ -87,6 +87,9 @@ def _hold_out(examples: list[dict], groups: list[list[int]], wanted: dict[str, i
                 take(name)
         while open_ := fitting(sorted(strata)):  # then the label that is furthest behind its share
             take(max(open_, key=lambda name: share[name] - taken[name]))
+        rest = [name for name in sorted(strata) if len(strata[name]) > 1 and len(strata[name][-1]) <= 2 * count]
+        if not chosen[split] and count and rest:  # no group is small enough: the smallest, if it is not far too large
+            take(min(rest, key=lambda name: len(strata[name][-1])))
     return chosen
 
 

@@ -34,7 +34,7 @@ class Finding:
         return f"{self.level}: {place}: {self.message}" if place else f"{self.level}: {self.message}"
 
     def as_json(self) -> dict:
-        """`level`, `code`, `where` (file, row, tool and place in one text) and `message`, which begins with the place."""
+        """`level`, `code`, `where` (file, row, tool, place) and `message`, which begins with the place."""
         where = " · ".join(part for part in (self.file, self.example, self.tool, self.where) if part)
         message = f"{where}: {self.message}" if where else self.message
         return {"level": self.level, "code": self.code, "where": where, "message": message}
@@ -74,11 +74,11 @@ class FindingsTable:
         lines = [str(finding) for finding in self.findings[: self.limit]]
         return "\n".join([*lines, *([self._rest()] if self._rest() else []), self.summary])
 
-    def columns(self, widest: int = 40) -> str:
-        """The findings in columns of text, none wider than `widest` characters but the last, the message."""
+    def columns(self, widest: int = 60) -> str:
+        """The findings in columns of text, the last `widest` characters of each, and the whole message."""
         shown = self.findings[: self.limit]
         cells = [[f.level, f.file, f.example, f.tool, f.where] for f in shown]
-        cells = [[cell if len(cell) <= widest else cell[: widest - 1] + "…" for cell in row] for row in cells]
+        cells = [[cell if len(cell) <= widest else "…" + cell[1 - widest :] for cell in row] for row in cells]
         widths = [max(map(len, column)) for column in zip(("level", "file", "row", "tool", "where"), *cells)]
         used = [i for i, column in enumerate(zip(*cells)) if any(column)]
         rows = [["level", "file", "row", "tool", "where"], *cells] if shown else []
