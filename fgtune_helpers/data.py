@@ -9,19 +9,13 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from fgtune.data.augment import augment, combine
-from fgtune.data.examples import calls_per_tool, first_calls, first_query, label
+from fgtune.data.examples import first_calls, first_query, label
 from fgtune.data.readers.examples import load_examples
 from fgtune.data.readers.tools import load_tools
 from fgtune.data.rows import Row, mask_html
 from fgtune.data.rows import tokenize as row_of
-from fgtune.data.splits import (
-    held_out_per_tool,
-    held_out_sizes,
-    leaks,
-    lint_splits,
-    nearest_neighbour_score,
-    random_split,
-)
+from fgtune.data.split_audit import audit_split
+from fgtune.data.splits import held_out_sizes, leaks, random_split
 from fgtune.data.splits import split_examples as split_by_group
 from fgtune.data.verbatim import verbatim_arguments
 from fgtune.evaluation.coverage import refused_calls as calls_refused
@@ -79,30 +73,6 @@ def split_examples(
     if by == "chance":
         return random_split(examples, **held_out_sizes(len(examples), valid=valid, test=test), seed=seed)
     return split_by_group(examples, valid=valid, test=test, similarity=similarity, seed=seed)
-
-
-def audit_split(
-    splits: dict[str, list[dict]],
-    examples: list[dict],
-    tools: list[dict],
-    *,
-    similarity: float,
-    valid: int,
-    test: int,
-    **_,
-) -> SimpleNamespace:
-    """`leaks`: (held-out id, training id, likeness) of held-out examples whose calls, or nearly whose words, are
-    trained on. `copying`: share of test examples that copying the most alike training example's answer gets right.
-    `held_out`: cases for each tool that their first answer calls. `untrained`: tools that `examples` call, but no
-    training example does. `findings`: what there is to say where fewer cases than `valid` and `test` are held out."""
-    called, trained = (calls_per_tool(rows, tools) for rows in (examples, splits["train"]))
-    return SimpleNamespace(
-        leaks=leaks(splits, similarity),
-        copying=nearest_neighbour_score(splits),
-        held_out=held_out_per_tool(splits, tools),
-        untrained=[name for name, count in called.items() if count and not trained.get(name)],
-        findings=FindingsTable(lint_splits(splits, tools, valid=valid, test=test)),
-    )
 
 
 class Augmented(NamedTuple):

@@ -61,9 +61,11 @@ def test_splits_by_group_leak_nothing_and_by_chance_are_another_split(shipped):
     groups, chance = (split_examples(examples, **SIZES, by=by) for by in ("group", "chance"))
     assert groups["test"] != chance["test"]
     assert {name: len(split) for name, split in groups.items()} == {name: len(split) for name, split in chance.items()}
-    assert audit_split(groups, 85).leaks == [] and 0 <= audit_split(groups, 85).copying < 0.5
+    assert audit_split(groups, examples, shipped[0], **SIZES).leaks == []
+    assert 0 <= audit_split(groups, examples, shipped[0], **SIZES).copying < 0.5
     doubled = {**groups, "train": groups["train"] + groups["test"][:5]}
-    audit = audit_split(doubled, 85)
+    audit = audit_split(doubled, examples, shipped[0], **SIZES)
+    assert sum(audit.held_out.values()) > 0 and not audit.untrained
     assert len(audit.leaks) >= 5 and audit.copying >= 5 / 20
 
 
@@ -74,7 +76,7 @@ def test_made_examples_come_near_no_held_out_case(shipped):
     ids = {e["id"] for e in made.examples}
     assert len(made.joined) <= round(0.1 * len(splits["train"])) and not ids & made.too_near
     assert len(made.examples) == len(made.copies) + len(made.joined) - len(made.too_near)
-    assert not audit_split({**splits, "train": made.examples}, 85).leaks
+    assert not audit_split({**splits, "train": made.examples}, examples, shipped[0], **SIZES).leaks
     assert augment_examples(splits, copies=0, joined=0.0, similarity=85, seed=7).examples == []
 
 

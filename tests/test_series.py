@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fgtune.core.files import hash_files
 from fgtune.core.project import project_root
 from fgtune.evaluation.scorecards import Scorecard
 from fgtune_helpers.runner import unfinished
@@ -137,7 +138,7 @@ def test_a_stage_out_of_order_names_the_command(tmp_path):
 
 
 def broken(series, tmp_path, stage, change):
-    """Run one stage over a copy of the run in which `change` broke something upstream (hashes put right); its output."""
+    """Run one stage over a copy of the run in which `change` broke something (hashes put right); its output."""
     run, _ = series
     copy = tmp_path / "run"
     shutil.copytree(run, copy, symlinks=True)
