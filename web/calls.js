@@ -13,7 +13,7 @@ const SPACE = " \t\r\n";
 const MAX_DEPTH = 32;
 /** A control token; `fgtune/format/tokens.py` has the same pattern. */
 export const CONTROL_TOKEN =
-  /<(?:pad|eos|bos|unk|mask|escape|image_soft_token|unused[0-9]+|(?:start|end)_(?:function_declaration|function_call|function_response|of_turn|of_image))>/;
+  /<(?:pad|unk|mask|image_soft_token|eos|bos|start_of_turn|end_of_turn|start_function_declaration|end_function_declaration|start_function_call|end_function_call|start_function_response|end_function_response|escape|start_of_image|end_of_image|unused[0-9]+)>/;
 const NAME = /[^\x00-\x20{}[\],<>]+(?: [^\x00-\x20{}[\],<>]+)*/y;
 const KEY = /[^{}[\]:,]+/y;
 const NUMBER = /-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/y;
