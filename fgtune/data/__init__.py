@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = attach(
         "batches": ["Batch", "make_batch"],
         "examples": ["calls_per_tool", "first_calls", "first_query", "label"],
         "grouping": ["group_examples"],
+        "novelty": ["novelty_of", "with_novelty"],
         "readers": ["DataError", "load_examples", "load_tools", "read_examples", "read_json", "read_tools"],
         "rows": ["Case", "Row", "case_of", "load_cases", "load_rows", "tokenize", "write_jsonl"],
         "splits": ["leaks", "nearest_neighbour_score", "random_split", "split_examples"],

@@ -27,7 +27,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Case:
-    """A held-out case: `prompt` (rendered, ends where the model begins), expected `calls` (none: a text answer)."""
+    """A held-out case: `prompt` (rendered, ends where the model begins), expected `calls` (none: a text answer).
+
+    `novelty` says whether these calls are trained on (see `novelty`); empty where it is not known, or without calls.
+    """
 
     id: str
     query: str
@@ -35,6 +38,7 @@ class Case:
     calls: tuple[Call, ...]
     text: str
     tools: tuple[dict, ...]
+    novelty: str = ""
 
 
 def case_of(example: dict) -> Case:
@@ -44,9 +48,8 @@ def case_of(example: dict) -> Case:
         raise DataError(f"{example['id']} has no assistant turn: nothing to score")
     prompt = render(example["messages"][:turn], example["tools"], add_generation_prompt=True)
     answer = example["messages"][turn].get("content") or ""
-    return Case(
-        example["id"], first_query(example), prompt, first_calls(example), answer, tuple(plain_tools(example["tools"]))
-    )
+    query, calls, tools = first_query(example), first_calls(example), tuple(plain_tools(example["tools"]))
+    return Case(example["id"], query, prompt, calls, answer, tools, example.get("novelty", ""))
 
 
 def tokenize(example: dict, tokenizer, max_seq_length: int | None = None) -> Row:

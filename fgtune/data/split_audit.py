@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from ..format.findings import FindingsTable
 from .examples import calls_per_tool
+from .given import is_given, left_out, lint_given
+from .novelty import NEW, SEEN, with_novelty
 from .splits import held_out_per_tool, leaks, lint_splits, nearest_neighbour_score
 
 
@@ -14,13 +17,37 @@ class SplitAudit:
     """`leaks`: (held-out id, training id, likeness) of held-out examples whose calls, or nearly whose words, are
     trained on. `copying`: share of test examples that copying the most alike training example's answer gets right.
     `held_out`: by tool, the cases whose first answer calls it. `untrained`: tools that some example calls, but no
-    training example. `findings`: what there is to say where fewer cases are held out than asked for."""
+    training example. `findings`: what there is to say where fewer cases are held out than asked for, and about splits
+    that the files give. `reported`: those of `leaks` that a given split came with. `left_out`: given held-out examples
+    that are not used. `splits`: as they were, with the `novelty` of each held-out call; `novelty`: how many of each."""
 
     leaks: list[tuple[str, str, float]]
     copying: float
     held_out: dict[str, int]
     untrained: list[str]
     findings: FindingsTable
+    reported: list[tuple[str, str, float]]
+    left_out: int
+    splits: dict[str, list[dict]]
+    novelty: dict[str, int]
+
+    @property
+    def unreported(self) -> list[tuple[str, str, float]]:
+        """The leaks that are nobody's but ours."""
+        known = set(self.reported)
+        return [leak for leak in self.leaks if leak not in known]
+
+    @property
+    def claim(self) -> str:
+        """The sentence that holds where no leak is `unreported`."""
+        text = "no test or validation case is trained on"
+        return f"{text}, but {self.leak_note}, which the findings report" if self.reported else text
+
+    @property
+    def leak_note(self) -> str:
+        """`no leak`, or how many cases leak."""
+        cases = len({held for held, _, _ in self.leaks})
+        return f"{cases} cases of the given splits" if self.reported else f"{cases or 'no'} leak{'s' * (cases > 1)}"
 
 
 def audit_split(
@@ -34,11 +61,21 @@ def audit_split(
     seed: int | None = None,
 ) -> SplitAudit:
     """Look at the `splits` of `examples`; the keywords are those of `split_examples` (`seed` is not used)."""
+    found = leaks(splits, similarity)
+    given = {e["id"] for name, rows in splits.items() for e in rows if is_given(e, name)}
+    reported = [leak for leak in found if leak[0] in given]
+    labelled = with_novelty(splits)
+    kinds = Counter(e.get("novelty") for name in ("valid", "test") for e in labelled[name])
+    findings = lint_splits(splits, tools, valid=valid, test=test) + lint_given(splits, examples, reported, similarity)
     called, trained = (calls_per_tool(rows, tools) for rows in (examples, splits["train"]))
     return SplitAudit(
-        leaks=leaks(splits, similarity),
+        leaks=found,
         copying=nearest_neighbour_score(splits),
         held_out=held_out_per_tool(splits, tools),
         untrained=[name for name, count in called.items() if count and not trained.get(name)],
-        findings=FindingsTable(lint_splits(splits, tools, valid=valid, test=test)),
+        findings=FindingsTable(findings),
+        reported=reported,
+        left_out=left_out(splits, examples),
+        splits=labelled,
+        novelty={kind: kinds[kind] for kind in (SEEN, NEW)},
     )

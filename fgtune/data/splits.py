@@ -11,6 +11,7 @@ import numpy as np
 from ..format.calls import Call
 from ..format.findings import Finding
 from .examples import NO_CALL, SEVERAL, first_calls, first_query, label
+from .given import given_splits, is_given, stratified_sample
 from .grouping import CELLS, group_examples, has_open_value, sorted_words
 from .readers.files import DataError
 from .readers.tools import plain_tools
@@ -24,8 +25,23 @@ def split_examples(
     """Seeded train/valid/test split by group, stratified by tool, with a test case of each tool where groups allow it.
 
     `valid` and `test` are lowered so that at most a third of the examples is held out, and where the groups are too
-    large to fill them; `lint_splits` says so. Raises DataError where nothing can be held out.
+    large to fill them; `lint_splits` says so. A split that the examples' "split" gives is kept, or a sample of it where
+    it has more examples than asked for (see `given`). Raises DataError where nothing can be held out.
     """
+    given, asked = given_splits(examples), {"valid": valid, "test": test}
+    if not given:
+        return _split_by_group(examples, valid, test, similarity, seed)
+    rest = [example for example in examples if example.get("split") not in given]
+    if not rest:
+        raise DataError("all examples are given for validation or test: there is none to train on")
+    splits = {"train": rest, "valid": [], "test": []}
+    missing = {name: 0 if name in given else count for name, count in asked.items()}
+    if any(missing.values()):
+        splits = _split_by_group(rest, **missing, similarity=similarity, seed=seed)
+    return splits | {name: stratified_sample(rows, asked[name], seed) for name, rows in given.items()}
+
+
+def _split_by_group(examples: list[dict], valid: int, test: int, similarity: float, seed: int) -> dict[str, list[dict]]:
     wanted = held_out_sizes(len(examples), valid=valid, test=test)
     groups = group_examples(examples, similarity)
     while True:
@@ -94,9 +110,14 @@ def _hold_out(examples: list[dict], groups: list[list[int]], wanted: dict[str, i
 
 
 def lint_splits(splits: dict[str, list[dict]], tools: list[dict], *, valid: int, test: int) -> list[Finding]:
-    """A warning where fewer cases are held out than asked for, and one for each tool without a held-out case."""
+    """A warning where fewer cases are held out than asked for, and one for each tool without a held-out case.
+
+    A given split holds what it holds: nothing is said about its size.
+    """
     findings, total = [], sum(map(len, splits.values()))
-    if len(splits["test"]) < test or len(splits["valid"]) < valid:
+    asked = {"test": test, "valid": valid}
+    lowered = [name for name, count in asked.items() if len(splits[name]) < count]
+    if any(not is_given(example, name) for name in lowered for example in splits[name][:1]):
         text = (
             f"{len(splits['test'])} test and {len(splits['valid'])} validation cases instead of {test} and {valid}: "
             f"{total} examples allow no more. Add examples to hold out more."
@@ -105,6 +126,8 @@ def lint_splits(splits: dict[str, list[dict]], tools: list[dict], *, valid: int,
     for name, count in held_out_per_tool(splits, tools).items():
         if not count:
             text = "No held-out case calls this tool first, so its answers are not scored. Add varied examples of it."
+            if any(is_given(example, split) for split in asked for example in splits[split]):
+                text = "No held-out case that is used calls this tool first, so its answers are not scored."
             findings.append(Finding("warning", "held-out-tool", text, tool=name))
     return findings
 

@@ -18,7 +18,7 @@ class Result:
     `state` is text, call or malformed. `exact` means the expected calls in order, `exact_any_order` in whatever order;
     a case that expects none is exact when nothing is called. `arguments` counts the names of arguments that are
     expected or given, call by call, `arguments_right` those whose values are the same. `differs` says what is not as
-    expected, `finished` whether the answer came to a stop token.
+    expected, `finished` whether the answer came to a stop token. `novelty` is the case's.
     """
 
     id: str
@@ -33,6 +33,7 @@ class Result:
     arguments: int
     differs: list[str]
     finished: bool = True
+    novelty: str = ""
 
 
 def judge(case: Case, output: str, finished: bool = True) -> Result:
@@ -46,7 +47,7 @@ def judge(case: Case, output: str, finished: bool = True) -> Result:
     if state == MALFORMED:
         differs = [f"malformed: {fault}"]
     return Result(case.id, case.query, output, [asdict(c) for c in expected], [asdict(c) for c in got], state, exact,
-                  any_order, right, total, differs, finished)  # fmt: skip
+                  any_order, right, total, differs, finished, case.novelty)  # fmt: skip
 
 
 def _parse(output: str, finished: bool) -> tuple[list[Call], str, str]:

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..data.novelty import NEW, SEEN
 from ..data.rows import Case
 from ..runtimes.constrained import Grammar
 from ..runtimes.protocols import Generator
@@ -55,8 +56,10 @@ class Scorecard:
         and `exact_any_order` (the expected calls, in whatever order). Of the cases that expect calls: `right_tools`
         (the expected names, in order). Of the arguments that those cases expect or get: `arguments` (the expected
         value). Of the cases that expect no call: `abstained` (a text answer). `malformed` is a number of cases: no
-        well-formed answer, or one truncated at max_tokens.
+        well-formed answer, or one truncated at max_tokens. `seen_exact` of the `seen_cases` whose calls are trained on
+        in other words, and `new_exact` of the `new_cases` whose calls are not.
         """
+        seen, new = ([r.exact for r in self.results if r.novelty == kind] for kind in (SEEN, NEW))
         calls = [r for r in self.results if r.expected]
         none = [r for r in self.results if not r.expected]
         arguments = sum(r.arguments for r in self.results)
@@ -71,6 +74,20 @@ class Scorecard:
             "arguments": sum(r.arguments_right for r in self.results) / arguments if arguments else None,
             "abstained": share([r.state == TEXT for r in none]),
             "malformed": sum(r.state == MALFORMED for r in self.results),
+            "seen_cases": len(seen),
+            "seen_exact": share(seen),
+            "new_cases": len(new),
+            "new_exact": share(new),
+        }
+
+    def by_novelty(self) -> dict[str, str]:
+        """Exact match of seen calls in new words and of new values, as text; empty where no case is labelled."""
+        if not any(r.novelty for r in self.results):
+            return {}
+        parts = {kind: [r.exact for r in self.results if r.novelty == kind] for kind in (SEEN, NEW)}
+        return {
+            kind: f"{sum(flags)} of {len(flags)} ({percent(share(flags))})" if flags else "–"
+            for kind, flags in parts.items()
         }
 
     def confusion(self) -> dict[tuple[str, str], int]:
@@ -114,6 +131,7 @@ class Scorecard:
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self._headline()}"]
+        lines += [f"  {kind}: {text}" for kind, text in self.by_novelty().items()]
         lines += [f"  {r.query[:60]} → {'; '.join(r.differs)}" for r in self.results if not r.exact]
         return "\n".join(lines)
 
@@ -128,6 +146,7 @@ class Scorecard:
         s = self.summary()
         rows = [
             ("exact match", self._headline()),
+            *self.by_novelty().items(),
             ("exact match, any order of parallel calls", percent(s["exact_any_order"])),
             ("right tools", percent(s["right_tools"])),
             ("right arguments", percent(s["arguments"])),
@@ -170,15 +189,23 @@ def score(
 
 
 class Comparison:
-    """Scorecards side by side, one line each, as text and as a table in a notebook."""
+    """Scorecards side by side, one line each, as text and as a table in a notebook.
 
-    HEAD = ("", "exact", "share", "95 %", "right tools", "right arguments", "abstained", "malformed", "seconds")
+    The two kinds of held-out calls (see `Scorecard.by_novelty`) have a column each where cases are labelled.
+    """
 
     def __init__(self, cards: Sequence[Scorecard]):
         self.cards = list(cards)
 
+    @property
+    def head(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        kinds = (SEEN, NEW) if any(card.by_novelty() for card in self.cards) else ()
+        shares = ("right tools", "right arguments", "abstained")
+        return ("", "exact", "share", "95 %", *shares, *kinds, "malformed", "seconds")
+
     def rows(self) -> list[tuple[str, ...]]:
-        """The columns of `HEAD` as text; `–` for a share of nothing."""
+        """The columns of `head` as text; `–` for a share of nothing."""
         out = []
         for card in self.cards:
             s = card.summary()
@@ -186,15 +213,17 @@ class Comparison:
             interval = f"{percent(s['exact_low'], 0)}–{percent(s['exact_high'], 0)}"
             seconds = "" if card.seconds is None else f"{card.seconds:.0f}"
             exact = (f"{card.hits}/{card.n}", percent(s["exact"]), interval)
-            out.append((card.name, *exact, *shares, str(s["malformed"]), seconds))
+            labels = card.by_novelty()
+            kinds = [labels.get(kind, "–") for kind in (SEEN, NEW) if kind in self.head]
+            out.append((card.name, *exact, *shares, *kinds, str(s["malformed"]), seconds))
         return out
 
     def __str__(self) -> str:
-        table = [self.HEAD, *self.rows()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(self.HEAD))]
+        table = [self.head, *self.rows()]
+        widths = [max(len(row[i]) for row in table) for i in range(len(self.head))]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return _html_table(self.HEAD, self.rows())
+        return _html_table(self.head, self.rows())

@@ -1,13 +1,14 @@
 """Examples of files as chat rows, whichever public shape they have.
 
 An example is a chat row `{"id", "tools", "messages"}` throughout: `messages` are in OpenAI's form and begin with the
-developer turn, and a turn that is not learned has `"weight": 0`.
+developer turn, and a turn that is not learned has `"weight": 0`. Where the files give splits of their own, it has
+`"split"`: train, valid or test.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from .completion import from_completion
 from .files import SUFFIXES, DataError, json_files, other_files, read_csv, read_json
 from .google import from_google, from_table
 from .langchain import from_langchain, is_langchain
+from .official import file_splits, rows_of_splits, take_mark
 from .original import from_original
 from .parts import Note
 from .sharegpt import from_hermes, from_sharegpt, has_tags
@@ -109,11 +111,19 @@ def _read(path: Path, tools: list[dict]) -> tuple[list[dict], list[Finding], lis
     if not files:
         raise DataError(f"{path} holds no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file with examples")
     rows, findings, errors = [], [], []
+    splits = file_splits(files, path)
     for file in files:
+        name = relative_name(file, path)
+        if splits and file not in splits:
+            level = "info" if "tool" in file.stem.casefold() else "warning"
+            text = "The file is not read: the others are named after the splits train, valid and test."
+            findings.append(Finding(level, "file-not-read", text, name))
+            continue
         try:
-            rows += _read_file(file, relative_name(file, path), tools, findings, errors)
+            rows += _read_file(file, name, splits.get(file), tools, findings, errors)
         except DataError as error:
             errors.append(error)
+    findings += _name_splits(rows, path.name)
     for file in other_files(path, SUFFIXES):
         findings.append(Finding("info", "file-not-read", "The file is not read.", relative_name(file, path)))
     for name, count in Counter(row["id"] for row in rows).items():
@@ -122,10 +132,30 @@ def _read(path: Path, tools: list[dict]) -> tuple[list[dict], list[Finding], lis
     return rows, findings, errors
 
 
-def _read_file(file: Path, name: str, tools: list[dict], findings: list, errors: list) -> list[dict]:
-    """The rows of one file; adds to `findings` and `errors`. Raises DataError where the file as a whole is wrong."""
+def _name_splits(rows: list[dict], source: str) -> list[Finding]:
+    """Says which splits the rows are given in; an id that several splits have gets the split's name in front."""
+    given = Counter(row["split"] for row in rows if "split" in row)
+    if not given:
+        return []
+    owners = defaultdict(set)
+    for row in rows:
+        owners[row["id"]].add(row.get("split", "train"))
+    for row in rows:
+        if len(owners[row["id"]]) > 1:
+            row["id"] = f"{row.get('split', 'train')}-{row['id']}"
+    counts = " and ".join(f"{given[name]} {name}" for name in ("train", "valid", "test") if given[name])
+    return [Finding("info", "split", f"{counts} examples are given as such: they stay in their splits.", source)]
+
+
+def _read_file(file: Path, name: str, split: str | None, tools: list[dict], findings: list, errors: list) -> list[dict]:
+    """The rows of one file, which is `split` as a whole unless it is None; adds to `findings` and `errors`.
+
+    Raises DataError where the file as a whole is wrong.
+    """
     shapes, unused, rows = Counter(), Counter(), []
-    for number, item in enumerate(_items(file, name), 1):
+    for number, (given, item) in enumerate(_items(file, name), 1):
+        mark, item = take_mark(item)
+        given = split or given or mark
         try:
             shape = shape_of(item)
             row = shape.read(item, tools, lambda key: unused.update([key]))
@@ -139,6 +169,8 @@ def _read_file(file: Path, name: str, tools: list[dict], findings: list, errors:
         own = item.get("id")
         stem = name.rpartition(".")[0] or name
         rows.append({"id": f"{stem}-{number:04d}" if own is None else str(own), **row})
+        if given:
+            rows[-1]["split"] = given
     for shape, count in shapes.items():
         findings.append(Finding("info", "shape", f"{count} rows read as {shape}.", name))
     if unused:
@@ -147,7 +179,8 @@ def _read_file(file: Path, name: str, tools: list[dict], findings: list, errors:
     return rows
 
 
-def _items(file: Path, name: str) -> list:
+def _items(file: Path, name: str) -> list[tuple[str | None, Any]]:
+    """(split that the file's keys give, row) of all rows."""
     if file.suffix.lower() == ".csv":
         try:
             value: Any = from_table(read_csv(file))
@@ -156,11 +189,17 @@ def _items(file: Path, name: str) -> list:
     else:
         value = read_json(file)
     if isinstance(value, dict) and not any(shape.fits(value) for shape in SHAPES):
+        try:
+            rows = rows_of_splits(value)
+        except DataError as error:
+            raise error.at(name) from None
+        if rows:
+            return rows
         value = value.get("examples", value.get("data", [value]))
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list) or not value:
         raise DataError("expected a list of examples", name)
-    return value
+    return [(None, item) for item in value]
 
 
 def shape_of(item: Any) -> Shape:
