@@ -105,13 +105,15 @@ def compare_answers(run: Path, site: Path, variant: str, asked: list, verbatim: 
     from fgtune.runtimes.constrained import Grammar
     from fgtune.runtimes.onnxruntime import OrtGenerator
     from fgtune.site.browser import try_in_browser
+    from fgtune.site.pieces import whole_model
     from fgtune.site.prompt_cache import stored_prompt_cache
 
     grammar = Grammar(run / "07_quantize", verbatim)
     node = Scorecard.load(run / "09_test_node" / f"scorecard_{variant}.json")
     answers = try_in_browser(site, [case.query for case in asked])
     page = Scorecard("page", [judge(c, a["text"], a["finished"]) for c, a in zip(asked, answers, strict=True)])
-    same_graph = OrtGenerator(site / "model", variant, max_tokens=96, dequantized=answers[0]["page"]["dequantized"])
+    with whole_model(site) as model:
+        same_graph = OrtGenerator(model, variant, max_tokens=96, dequantized=answers[0]["page"]["dequantized"])
     same_graph.use_prompt_cache(*stored_prompt_cache(site, variant))
     python = score(same_graph, asked, "the page's graph in Python", grammar)
     row = {"variant": variant, "cases": page.n, "hits": page.hits}

@@ -13,6 +13,7 @@ from fgtune.runtimes.onnxruntime import OrtGenerator
 from fgtune.site.browser import try_in_browser as ask_in_browser
 from fgtune.site.build import SiteReport
 from fgtune.site.build import build_site as site_of
+from fgtune.site.pieces import whole_model
 from fgtune.site.prompt_cache import stored_prompt_cache
 
 from .stage import Run
@@ -46,6 +47,7 @@ def try_in_browser(run: Run, cases: Sequence[Case]) -> PageReport:
     answers = ask_in_browser(site, [case.query for case in cases], screenshots=run.dir / "screenshots")
     results = [judge(case, answer["text"], answer["finished"]) for case, answer in zip(cases, answers, strict=True)]
     page = answers[0]["page"]
-    here = OrtGenerator(site / "model", variant, max_tokens=run.p.max_tokens, dequantized=page["dequantized"])
+    with whole_model(site) as model:
+        here = OrtGenerator(model, variant, max_tokens=run.p.max_tokens, dequantized=page["dequantized"])
     here.use_prompt_cache(*stored_prompt_cache(site, variant))
     return PageReport(answers, Scorecard(f"{variant} (Chromium)", results), page, here)

@@ -40,8 +40,9 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def closest(name: str, known) -> str:
-    """`; did you mean 'x'?` when some known name is close, else an empty string."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    """`; did you mean 'x'?` when some known name is close or what `name` is short for, else an empty string."""
+    meant = SERIES["abbreviations"].get(name)
+    near = [meant] if meant in known else difflib.get_close_matches(name, list(known), 1, 0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

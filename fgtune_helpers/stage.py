@@ -68,6 +68,9 @@ class OldRunError(StageError):
 class CheckFailed(AssertionError):
     """A checkpoint did not hold."""
 
+    def _render_traceback_(self) -> list[str]:  # what IPython shows in place of a traceback
+        return [str(self)]
+
 
 def check(what: str, holds: bool, detail: str = "") -> None:
     """Print `ok   what` when `holds`, else raise CheckFailed with `detail` (which says what was seen)."""

@@ -1,11 +1,16 @@
 """The deployed site: what is in it, how it is served, and what a real Chromium makes of it."""
 
+import contextlib
+import functools
 import http.client
+import http.server
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +31,7 @@ from fgtune.site import browser, prompt_cache
 from fgtune.site.browser import browser_job, find_chromium, run_browser, try_in_browser
 from fgtune.site.build import build_site
 from fgtune.site.manifest import file_entry, read_manifest
+from fgtune.site.pieces import piece_paths, whole_model
 from fgtune.site.prompt_cache import precompute_prompt_cache, prefix_ids, question, same_answers, stored_prompt_cache
 from fgtune.site.server import bind, serve, serving
 
@@ -50,13 +56,13 @@ def test_the_site_is_whole_and_repeatable(tiny_onnx, site, tmp_path):
     description = json.loads((site / "site.json").read_text())
     files = {entry["path"]: entry for entry in description["files"]}
     for path, entry in files.items():
-        data = (site / path).read_bytes()
-        assert len(data) == entry["bytes"] and file_entry(site, path) == entry
+        if "piece" not in entry:
+            assert file_entry(site, path) == entry
     variant = description["variants"]["fp32"]
     assert set(variant["files"]) | {variant["prefix"]} <= set(files)
     for device in ("wasm", "webgpu"):
         assert description["runtime"][device]["wasm"] in files
-    listed = set(files) | set(description["shell"])
+    listed = {path for entry in files.values() for path in piece_paths(entry)} | set(description["shell"])
     there = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     assert there - listed == {
         "site.json", "sw.js", "tools.json", "model/chat_template.jinja", "model/special_tokens_map.json",
@@ -135,6 +141,104 @@ def test_refusals_are_one_line(tiny_onnx, tmp_path):
     assert (full / "thesis.txt").read_text() == "dear" and sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
 
 
+# ---------------------------------------------------------------- what hosts take
+
+
+@pytest.fixture(scope="module")
+def pieces_site(tiny_onnx, tmp_path_factory):
+    """A site for a host that takes 5 MiB a file: weights (grown by unused bytes) and runtime stand in pieces."""
+    base = tmp_path_factory.mktemp("pieces")
+    shutil.copytree(tiny_onnx, base / "model")
+    with open(base / "model" / "onnx" / "model.onnx_data", "ab") as file:
+        file.write(np.random.default_rng(0).bytes(8 << 20))
+    build_site(base / "model", "fp32", TOOLS, base / "site", examples=QUERIES, max_tokens=MAX_TOKENS, part_mb=5)
+    return base
+
+
+@contextlib.contextmanager
+def plainly_served(folder):
+    """Python's own file server: no headers of ours, no ranges."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+
+
+def test_no_file_is_larger_than_hosts_take(site, pieces_site):
+    for folder, mb in ((site, 25), (pieces_site / "site", 5)):
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        assert max(path.stat().st_size for path in paths) <= mb << 20
+        assert not [path for path in paths if path.suffix == ".mjs"], "some hosts give it a type that browsers refuse"
+    files = {entry["path"]: entry for entry in read_manifest(pieces_site / "site")["files"]}
+    assert files["runtime/ort-wasm-simd-threaded.wasm"]["piece"] == 4 << 20, "whole checked parts"
+    assert piece_paths(files["model/onnx/model.onnx_data"]) == [
+        f"model/onnx/model.onnx_data.part0{i}" for i in range(3)
+    ]
+
+
+def test_python_reads_a_model_in_pieces(pieces_site):
+    site, prompts = pieces_site / "site", [question(query, TOOLS, TRIGGER) for query in QUERIES]
+    with whole_model(site) as folder:
+        generator = OrtGenerator(folder, "fp32", max_tokens=8)
+        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        for name in names:
+            assert name == "tokenizer.json" or "config" in name or (folder / name).read_bytes() == (
+                pieces_site / "model" / name).read_bytes(), name  # fmt: skip
+    assert not folder.exists() and "onnx/model.onnx_data" in names
+    assert generator.generate_ids(prompts) == OrtGenerator(pieces_site / "model", max_tokens=8).generate_ids(prompts)
+
+
+def test_python_reads_a_prompt_cache_in_pieces(site, tmp_path):
+    split, (ids, arrays) = tmp_path / "split", stored_prompt_cache(site, "fp32")
+    shutil.copytree(site, split)
+    manifest = read_manifest(split)
+    (entry,) = [entry for entry in manifest["files"] if entry["path"].startswith("prefix/")]
+    data, entry["piece"] = (split / entry["path"]).read_bytes(), 1 << 14
+    (split / entry["path"]).unlink()
+    for i, path in enumerate(piece_paths(entry)):
+        (split / path).write_bytes(data[i << 14 : (i + 1) << 14])
+    (split / "site.json").write_text(json.dumps(manifest))
+    again = stored_prompt_cache(split, "fp32")
+    assert len(piece_paths(entry)) > 1 and again[0] == ids
+    assert all(np.array_equal(again[1][name], array) for name, array in arrays.items())
+
+
+def test_a_whole_model_is_read_where_it_stands(packed_site):
+    with whole_model(packed_site) as folder:
+        assert folder == packed_site / "model"
+
+
+def test_parts_that_are_too_small_are_refused(tiny_onnx, tmp_path):
+    with pytest.raises(DeployError, match="part_mb = 3 is too small: the page checks parts of 4 MiB"):
+        build_site(tiny_onnx, "fp32", TOOLS, tmp_path / "out", part_mb=3)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.browser
+def test_a_plain_file_server_is_enough(pieces_site):
+    """No headers, no ranges, files of at most 5 MiB: one thread, and the same answers."""
+    with plainly_served(pieces_site / "site") as url:
+        status, headers, _ = get(url, "/site.json", Range="bytes=10-")
+        assert status == 200 and not [name for name in headers if name.startswith("Cross-Origin")]
+        job = browser_job("ask", url=url, queries=QUERIES[:1], serviceWorkers="block", device="wasm", timeout=90000)
+        row, final = run_browser(job)
+    assert final["page"]["threads"] == 1 and not final["page"]["isolated"] and final["page"]["complaints"] == []
+    prompts = [question(QUERIES[0], TOOLS, TRIGGER)]
+    generator = OrtGenerator(pieces_site / "model", max_tokens=MAX_TOKENS)
+    assert [row["ids"]] == generator.generate_ids(prompts) and final["page"]["prefix"] == "shipped"
+
+
+@pytest.mark.browser
+def test_opened_from_disk_the_page_says_what_to_do(site):
+    job = browser_job(url=(site / "index.html").as_uri(), timeout=30000)
+    (answer,) = run_browser(job, Path(__file__).parent / "browser" / "from_disk.mjs")
+    assert answer["state"] == "failed" and answer["button"] == "Not possible here"
+    assert 'serve its folder with "python -m fgtune_helpers serve"' in answer["message"]
+
+
 # ---------------------------------------------------------------- two graphs over the same weights
 
 
@@ -193,7 +297,7 @@ def test_python_starts_where_the_page_starts(packed_site):
 
 def test_a_site_of_another_format_is_refused_in_one_line(tmp_path):
     (tmp_path / "site.json").write_text('{"format": 1}')
-    with pytest.raises(DeployError, match="has format 1, not 2: build the site again"):
+    with pytest.raises(DeployError, match="has format 1, not 3: build the site again"):
         read_manifest(tmp_path)
     with pytest.raises(DeployError, match="build a site there first"):
         read_manifest(tmp_path / "none")

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from fgtune.core.project import project_root
-from fgtune_helpers.params import PARAMETERS, VARIANTS, ParameterError, coerce
+from fgtune_helpers.params import PARAMETERS, SERIES, VARIANTS, ParameterError, coerce
 from fgtune_helpers.runner import choose, load_params
 from fgtune_helpers.stage import STAGES
 
@@ -29,6 +29,12 @@ def test_coerces_what_papermill_and_yaml_hand_over(name, given, wanted):
     ("name", "given", "message"),
     [
         ("itres", 3, "did you mean 'iters'"),
+        ("lr", 1e-4, "unknown parameter 'lr'; did you mean 'learning_rate'?"),
+        ("bs", 8, "did you mean 'batch_size'?"),
+        ("batch", 8, "did you mean 'batch_size'?"),
+        ("epochs", 3, "did you mean 'iters'?"),
+        ("steps", 300, "did you mean 'iters'?"),
+        ("r", 16, "did you mean 'rank'?"),
         ("iters", "many", "whole number"),
         ("iters", 2.5, "whole number"),
         ("iters", True, "whole number"),
@@ -48,6 +54,11 @@ def test_refuses_in_one_line(name, given, message):
     with pytest.raises(ParameterError) as error:
         coerce(name, given)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_abbreviation_stands_for_a_parameter():
+    assert SERIES["abbreviations"] and set(SERIES["abbreviations"].values()) <= set(PARAMETERS)
+    assert not set(SERIES["abbreviations"]) & set(PARAMETERS)
 
 
 def test_defaults_are_valid_themselves():

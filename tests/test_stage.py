@@ -2,6 +2,8 @@
 
 import json
 
+import nbformat
+import papermill
 import pytest
 
 from fgtune.core.files import verify_files
@@ -209,6 +211,21 @@ def test_check_prints_or_raises(capsys):
     assert capsys.readouterr().out == "ok   two is two\n"
     with pytest.raises(CheckFailed, match="FAIL two is three: it is 2"):
         check("two is three", False, "it is 2")
+
+
+def test_a_failed_check_is_one_line_in_a_notebook(tmp_path):
+    """The cell shows the sentence alone, and the runner still gets the exception."""
+    cell = nbformat.v4.new_code_cell("from fgtune_helpers.stage import check\ncheck('two is three', False, 'it is 2')")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    source, out = tmp_path / "check.ipynb", tmp_path / "out.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=kernel), source)
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        papermill.execute_notebook(source, out, progress_bar=False, cwd=project_root())
+    assert (error.value.ename, error.value.evalue) == ("CheckFailed", "FAIL two is three: it is 2")
+    (shown,) = [
+        output for cell in nbformat.read(out, 4).cells for output in cell.get("outputs", ()) if "ename" in output
+    ]
+    assert shown.traceback == ["FAIL two is three: it is 2"]
 
 
 def test_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):

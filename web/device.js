@@ -11,11 +11,12 @@ export const CPU_ORDER = ['q4', 'int8', 'q4s', 'fp32'];
 /** Gigabytes of memory from which on weights are unpacked; browsers tell at most 8, or nothing at all. */
 const ROOMY = 8;
 
-/** Look at the browser (page or worker): `{gpu, gpuWhy, half, software, isolated, cores, roomy}`. */
+/** Look at the browser (page or worker): `{gpu, gpuWhy, half, software, isolated, aloneWhy, cores, roomy}`. */
 export async function inspectBrowser() {
   const found = {
     gpu: false, gpuWhy: '', half: false, software: false,
     isolated: Boolean(globalThis.crossOriginIsolated && typeof SharedArrayBuffer !== 'undefined'),
+    aloneWhy: globalThis.crossOriginIsolated ? 'this browser offers no SharedArrayBuffer' : 'the page is not cross-origin isolated',
     cores: navigator.hardwareConcurrency || 1,
     roomy: (navigator.deviceMemory ?? ROOMY) >= ROOMY && !/Mobi|Android|iPhone|iPad/.test(navigator.userAgent ?? ''),
   };
@@ -71,7 +72,7 @@ export function candidates(browser, variants, { device = 'auto', variant = 'auto
     const count = threads || Math.max(1, Math.min(8, browser.cores > 4 ? Math.ceil(browser.cores / 2) : browser.cores));
     const used = browser.isolated ? count : 1;
     const reason = device === 'wasm' ? 'as chosen' : gpuWhy;
-    const alone = browser.isolated ? '' : 'one thread, because the page is not cross-origin isolated';
+    const alone = browser.isolated ? '' : `one thread, because ${browser.aloneWhy}`;
     const add = (dequantized, slow = '') => list.push({
       device: 'wasm', threads: used, variant: name, dequantized, why: [reason, alone, slow].filter(Boolean).join('; '),
     });

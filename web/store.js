@@ -4,7 +4,7 @@
  */
 
 /** The format of `site.json` that this page reads. */
-export const SITE_FORMAT = 2;
+export const SITE_FORMAT = 3;
 /** Bytes per part; `site.json` has one SHA-256 for each part of this size. */
 export const PART = 4 * 1024 * 1024;
 const CACHE = 'fgtune-parts-1';
@@ -30,7 +30,8 @@ export async function sha256(bytes) {
 
 /**
  * The files of one site.
- * @typedef {{path: string, bytes: number, sha256: string, parts: string[]}} FileEntry
+ * `piece`: the file stands on the host as `path.part00`, `path.part01`, … of so many bytes each (a multiple of PART).
+ * @typedef {{path: string, bytes: number, sha256: string, parts: string[], piece?: number}} FileEntry
  */
 export class Store {
   /**
@@ -111,7 +112,23 @@ export class Store {
     }
   }
 
-  async #download(file, firstPart, onLoaded, signal) {
+  /** Bring the rest of a file, from part `first` on, out of its pieces. */
+  async #download(file, first, onLoaded, signal) {
+    const perPiece = file.piece ? file.piece / PART : file.parts.length;
+    for (let start = first; start < file.parts.length; start = (Math.floor(start / perPiece) + 1) * perPiece) {
+      const number = Math.floor(start / perPiece);
+      const begin = number * perPiece;
+      const piece = {
+        path: file.piece ? `${file.path}.part${String(number).padStart(2, '0')}` : file.path,
+        bytes: Math.min(perPiece * PART, file.bytes - begin * PART),
+        parts: file.parts.slice(begin, begin + perPiece),
+        key: (index) => this.#key(file, begin + index),
+      };
+      await this.#downloadPiece(piece, start - begin, (loaded) => onLoaded(begin * PART + loaded), signal);
+    }
+  }
+
+  async #downloadPiece(file, firstPart, onLoaded, signal) {
     let offset = firstPart * PART;
     const headers = offset ? { Range: `bytes=${offset}-` } : {};
     let response;
@@ -156,7 +173,7 @@ export class Store {
             if (digest !== null && digest !== file.parts[index]) {
               throw new DownloadError(`${file.path}: part ${index + 1} is not what was deployed (its checksum differs)`, false);
             }
-            await this.#put(this.#key(file, index), part);
+            await this.#put(file.key(index), part);
             index += 1;
             filled = 0;
             if (index < file.parts.length) part = new Uint8Array(Math.min(PART, file.bytes - index * PART));

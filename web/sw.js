@@ -21,7 +21,7 @@ self.addEventListener('fetch', (event) => {
   const url = new URL(request.url);
   if (request.method !== 'GET' || !url.href.startsWith(SCOPE) || request.headers.has('range')) return;
   const path = url.href.slice(SCOPE.length).split(/[?#]/)[0];
-  if (path.startsWith('model/') || path.startsWith('prefix/') || path.endsWith('.wasm')) return;
+  if (path.startsWith('model/') || path.startsWith('prefix/') || /\.wasm(\.part\d+)?$/.test(path)) return;
   event.respondWith(answer(request, path));
 });
 

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     submod_attrs={
         "browser": ["find_chromium", "try_in_browser"],
         "build": ["SiteReport", "build_site"],
+        "pieces": ["whole_model"],
         "prompt_cache": ["precompute_prompt_cache", "stored_prompt_cache"],
         "server": ["serve", "serving"],
     },

@@ -16,6 +16,7 @@ from ..core.folders import replace_folder
 from ..export.layout import VARIANTS, model_file
 from .manifest import READ_BY_PAGE, SITE_FORMAT, file_entries, file_entry, shell_paths, variant_entry
 from .model_files import copy_model_files, copy_variant
+from .pieces import piece_size, split_files
 from .prompt_cache import precompute_prompt_cache
 from .shell import copy_page, copy_runtime
 
@@ -47,6 +48,7 @@ def build_site(
     functions_file=None,
     constrained: bool = False,
     verbatim: Iterable[str] = (),
+    part_mb: float = 25,
 ) -> SiteReport:
     """Write the static site: page, runtime, model, tools. Replaces `out_dir`. Raises DeployError, ToolMissing.
 
@@ -54,7 +56,8 @@ def build_site(
     with `prefix` the keys and values of the tool declarations are computed for each variant and shipped;
     `functions_file` is a JavaScript module that exports `functions` (tool name -> function) in place of the default;
     with `constrained` the page decodes under the grammar unless told otherwise, and the arguments `verbatim`
-    (`tool.argument`) hold words of the dialogue.
+    (`tool.argument`) hold words of the dialogue. A file larger than `part_mb` MiB, the host's limit, stands in pieces,
+    which the page joins.
     """
     from ..format.template import TRIGGER
     from ..format.tools import for_template, normalize_tools
@@ -62,6 +65,7 @@ def build_site(
     model_dir, out_dir = Path(model_dir), Path(out_dir)
     names = [variants] if isinstance(variants, str) else list(dict.fromkeys(variants))
     check_input(model_dir, names, out_dir)
+    piece_size(part_mb)
     trigger = TRIGGER if trigger is None else trigger
     tools = for_template(normalize_tools(tools))
     samples = [text for text in map(query_text, examples) if text][:SAMPLES]
@@ -73,6 +77,7 @@ def build_site(
         copy_page(work, functions_file)
         manifest = _fill(work, model_dir, names, prefix, about)
         write_json(work / "tools.json", tools)
+        split_files(work, manifest["files"], part_mb)
         write_json(work / "site.json", manifest)
         work.chmod(0o755)
         replace_folder(work, out_dir, work.with_name(work.name + ".old"))  # nothing else has this name

@@ -10,7 +10,7 @@ from ..core.errors import DeployError
 from ..export.dequantized import SESSION
 from ..export.layout import VARIANTS, loading, model_file
 
-SITE_FORMAT = 2  # of site.json; the same number stands in web/store.js
+SITE_FORMAT = 3  # of site.json; the same number stands in web/store.js
 PART = 4 * 1024 * 1024  # bytes per checked part of a download; the same number stands in web/store.js
 READ_BY_PAGE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 #: Files that belong to the layout but that no page asks for.

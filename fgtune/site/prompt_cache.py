@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..core.errors import DeployError
 from .manifest import read_manifest
+from .pieces import join_file
 
 ROUNDING_TOKENS = 32  # answers are compared that far when the keys and values are rounded to 16 bits
 METADATA = "prompt_cache"  # one entry, because the library writes several in an order that changes
@@ -55,12 +57,16 @@ def stored_prompt_cache(site_dir: str | Path, variant: str) -> tuple[list[int], 
     """
     from safetensors import safe_open
 
-    entry = read_manifest(site_dir)["variants"].get(variant)
+    manifest = read_manifest(site_dir)
+    entry = manifest["variants"].get(variant)
     if entry is None or not entry["prefix"]:
         raise DeployError(f"{site_dir} ships no prompt cache for {variant!r}")
-    with safe_open(Path(site_dir) / entry["prefix"], "np") as file:
-        ids = json.loads(file.metadata()[METADATA])["ids"]
-        return ids, {name: file.get_tensor(name) for name in file.keys()}
+    stored = next(file for file in manifest["files"] if file["path"] == entry["prefix"])
+    with tempfile.TemporaryDirectory() as temporary:
+        join_file(Path(site_dir), stored, Path(temporary) / "prefix.safetensors")
+        with safe_open(Path(temporary) / "prefix.safetensors", "np") as file:
+            ids = json.loads(file.metadata()[METADATA])["ids"]
+            return ids, {name: file.get_tensor(name) for name in file.keys()}
 
 
 def prefix_ids(encode, tools: list[dict], trigger: str) -> list[int]:

@@ -9,8 +9,8 @@ from ..core.errors import DeployError
 from ..core.project import project_root
 from ..runtimes.node import find_package
 
-SHELL = ("app.js", "calculator.js", "calls.js", "device.js", "engine.js", "functions.js", "grammar.js", "icon.svg",
-         "index.html", "index.js", "schema.js", "store.js", "style.css", "worker.js")  # fmt: skip
+SHELL = ("app.js", "calculator.js", "calls.js", "device.js", "disk.js", "engine.js", "functions.js", "grammar.js",
+         "icon.svg", "index.html", "index.js", "schema.js", "store.js", "style.css", "worker.js")  # fmt: skip
 RUNTIME = {"wasm": "ort-wasm-simd-threaded", "webgpu": "ort-wasm-simd-threaded.asyncify"}
 
 
@@ -39,12 +39,14 @@ def copy_runtime(site: Path) -> dict:
             file = ort / "dist" / f"{name}.{kind}"
             if not file.exists():
                 raise DeployError(f"onnxruntime-web holds no {file.name}: run 'npm ci' in the project's root")
-            shutil.copyfile(file, target / file.name)
-            runtime[device][kind] = f"runtime/{file.name}"
+            # Some hosts serve .mjs with a type that browsers refuse to run: it travels as .js.
+            path = f"runtime/{file.stem}.js" if kind == "mjs" else f"runtime/{file.name}"
+            shutil.copyfile(file, site / path)
+            runtime[device][kind] = path
     return runtime
 
 
-ORT_LICENSE = """onnxruntime-web (the .mjs and .wasm files in this folder, and a part of transformers.min.js)
+ORT_LICENSE = """onnxruntime-web (the ort-wasm files in this folder, and a part of transformers.min.js)
 
 MIT License
 

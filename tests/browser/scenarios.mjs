@@ -200,7 +200,7 @@ const scenarios = {
         await route.fulfill({ response, json: { ...(await response.json()), format: 1 } });
       });
       await visit(page, here);
-      assert.match(await text(page, '#setup-message'), /site\.json has format 1, and this page reads 2: build the site again$/);
+      assert.match(await text(page, '#setup-message'), /site\.json has format 1, and this page reads 3: build the site again$/);
       assert.equal(await text(page, '#load'), 'Try again');
     });
   },

@@ -4,7 +4,7 @@ import { createHash } from 'node:crypto';
 import { createServer } from 'node:http';
 import test from 'node:test';
 import { calculate, evaluate } from '../../web/calculator.js';
-import { candidates } from '../../web/device.js';
+import { candidates, inspectBrowser } from '../../web/device.js';
 import { commonLength, halfToFloat, readPromptCache, sharedPrefix, writePromptCache } from '../../web/engine.js';
 import { runCall } from '../../web/index.js';
 import { checkCall, disarm } from '../../web/schema.js';
@@ -75,7 +75,8 @@ test('device choice', () => {
   assert.deepEqual(short(candidates({ ...browser, half: false }, variants)), ['webgpu q4 1', 'wasm q4 4']);
   assert.deepEqual(short(candidates({ ...browser, software: true }, variants)), ['wasm q4 4']);
   assert.deepEqual(short(candidates({ ...browser, gpu: false, gpuWhy: 'none', isolated: false }, variants)), ['wasm q4 1']);
-  assert.match(candidates({ ...browser, gpu: false, gpuWhy: 'none', isolated: false }, variants)[0].why, /none; one thread, because/);
+  const alone = { ...browser, gpu: false, gpuWhy: 'none', isolated: false, aloneWhy: 'the moon is full' };
+  assert.match(candidates(alone, variants)[0].why, /none; one thread, because the moon is full/);
   assert.deepEqual(short(candidates(browser, variants, { device: 'wasm', threads: 2 })), ['wasm q4 2']);
   const both = { q4: { ...variants.q4, dequantized: {} } };
   const ways = (list) => list.map((candidate) => candidate.dequantized);
@@ -84,6 +85,58 @@ test('device choice', () => {
   assert.deepEqual(ways(candidates({ ...browser, roomy: true }, both, { device: 'wasm', memory: 'small' })), [false]);
   assert.match(candidates(browser, both, { device: 'wasm', memory: 'small' })[0].why, /stay packed/);
   assert.throws(() => candidates(browser, variants, { device: 'wasm', variant: 'q4f16' }), /q4f16 does not runs? on wasm|q4f16/);
+});
+
+test('why there is one thread', async () => {
+  const kept = globalThis.SharedArrayBuffer;
+  const navigator = Object.getOwnPropertyDescriptor(globalThis, 'navigator');
+  Object.defineProperty(globalThis, 'navigator', { value: {}, configurable: true }); // old Node has none
+  try {
+    assert.deepEqual(await inspectBrowser().then(({ isolated, aloneWhy }) => [isolated, aloneWhy]), [false, 'the page is not cross-origin isolated']);
+    globalThis.crossOriginIsolated = true;
+    assert.equal((await inspectBrowser()).isolated, true);
+    delete globalThis.SharedArrayBuffer; // as in some builds of WebKit
+    assert.deepEqual(await inspectBrowser().then(({ isolated, aloneWhy }) => [isolated, aloneWhy]), [false, 'this browser offers no SharedArrayBuffer']);
+  } finally {
+    globalThis.SharedArrayBuffer = kept;
+    delete globalThis.crossOriginIsolated;
+    delete globalThis.navigator;
+    if (navigator) Object.defineProperty(globalThis, 'navigator', navigator);
+  }
+});
+
+test('downloads: a file in pieces is joined, and goes on in the piece where it stopped', async () => {
+  const bytes = new Uint8Array(PART * 5 + 1000).map((_, i) => (i * 37) % 253);
+  const hash = (part) => createHash('sha256').update(part).digest('hex');
+  const parts = [0, 1, 2, 3, 4, 5].map((i) => hash(bytes.subarray(i * PART, (i + 1) * PART)));
+  const file = { path: 'model/a.bin', bytes: bytes.length, sha256: hash(bytes), parts, piece: 2 * PART };
+  const seen = [];
+  let broken = true;
+  const server = createServer((request, response) => {
+    seen.push([request.url, request.headers.range ?? null]);
+    const number = Number(/^\/model\/a\.bin\.part(\d\d)$/.exec(request.url)?.[1] ?? 9);
+    const piece = bytes.subarray(number * 2 * PART, (number + 1) * 2 * PART);
+    response.writeHead(piece.length ? 200 : 404); // no ranges: the piece comes whole
+    response.end(broken && number === 1 ? piece.subarray(0, PART + 7) : piece);
+  });
+  await new Promise((resolve) => { server.listen(0, '127.0.0.1', resolve); });
+  try {
+    const store = await new Store(`http://127.0.0.1:${server.address().port}/`, [file]).open();
+    await assert.rejects(store.fetch([file.path], () => {}), /bytes arrived/);
+    assert.equal(await store.have([file.path]), 3 * PART);
+    broken = false;
+    seen.length = 0;
+    const progress = [];
+    await store.fetch([file.path], ({ loaded }) => progress.push(loaded));
+    assert.deepEqual(seen, [['/model/a.bin.part01', `bytes=${PART}-`], ['/model/a.bin.part02', null]]);
+    assert.ok(progress[0] >= 3 * PART && progress.every((loaded, i) => i === 0 || loaded >= progress[i - 1]));
+    assert.equal(progress.at(-1), bytes.length);
+    assert.deepEqual(new Uint8Array(await store.bytes(file.path)), bytes);
+    assert.deepEqual(new Uint8Array(await store.response(file.path).arrayBuffer()), bytes);
+  } finally {
+    server.close();
+    server.closeAllConnections();
+  }
 });
 
 test('downloads: parts, checks, resuming, with and without ranges', async () => {
