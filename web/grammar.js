@@ -15,7 +15,10 @@ const CONTROL_WORDS = [
   ...['function_declaration', 'function_call', 'function_response', 'of_turn', 'of_image'].flatMap((word) => [`start_${word}`, `end_${word}`]),
 ];
 const MAX_DEPTH = 16;
-const PIECE = /[\p{L}\p{N}_]+|[^\p{L}\p{N}_]/gu; // a word or one other character; a verbatim argument is whole pieces
+// Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+const UNSPACED = '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{3ffff}]';
+// A word, or one other character; one character of a script without spaces. A verbatim argument is whole pieces.
+const PIECE = new RegExp(`${UNSPACED}|(?:(?!${UNSPACED})[\\p{L}\\p{N}_])+|[^\\p{L}\\p{N}_]`, 'gu');
 const FREE_DEPTH = 3; // lists and objects, one in the other, where a schema says nothing of what they hold
 const DIGITS = 15; // integers of so many digits are all exact in JavaScript and in Python; of one digit more, some
 const LARGEST = String(Number.MAX_SAFE_INTEGER);

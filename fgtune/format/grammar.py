@@ -13,7 +13,13 @@ MAX_DEPTH = 16
 FREE_DEPTH = 3  # lists and objects, one in the other, where a schema says nothing of what they hold
 MAX_DIGITS = 15  # integers of so many digits are all exact in JavaScript and in Python; of one digit more, some
 TYPES = ("string", "integer", "number", "boolean", "array", "object", "any")
-PIECE = re.compile(r"\w+|\W")  # a word or one other character; a verbatim argument is whole pieces
+# Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+# A word, or one other character; one character of a script without spaces. A verbatim argument is whole pieces.
+PIECE = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|\W")
 
 
 def _up_to(most: int) -> str:
