@@ -19,7 +19,7 @@ const MAX_DEPTH = 16;
 const UNSPACED = '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{3ffff}]';
 // A word, or one other character; one character of a script without spaces. A verbatim argument is whole pieces.
 const PIECE = new RegExp(`${UNSPACED}|(?:(?!${UNSPACED})[\\p{L}\\p{N}_])+|[^\\p{L}\\p{N}_]`, 'gu');
-const FREE_DEPTH = 3; // lists and objects, one in the other, where a schema says nothing of what they hold
+const FREE_DEPTH = 4; // lists and objects, one in the other, where a schema says nothing of what they hold
 const DIGITS = 15; // integers of so many digits are all exact in JavaScript and in Python; of one digit more, some
 const LARGEST = String(Number.MAX_SAFE_INTEGER);
 const NOT_IN_KEY = '{}[]:,';

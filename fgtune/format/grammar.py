@@ -10,7 +10,7 @@ from .tokens import CONTROL_TOKEN, TOKEN_IDS
 from .values import KEY, MAX_INTEGER
 
 MAX_DEPTH = 16
-FREE_DEPTH = 3  # lists and objects, one in the other, where a schema says nothing of what they hold
+FREE_DEPTH = 4  # lists and objects, one in the other, where a schema says nothing of what they hold
 MAX_DIGITS = 15  # integers of so many digits are all exact in JavaScript and in Python; of one digit more, some
 TYPES = ("string", "integer", "number", "boolean", "array", "object", "any")
 # Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
