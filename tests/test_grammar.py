@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from fgtune.core.project import project_root
-from fgtune.data.verbatim import verbatim_arguments
+from fgtune.data.verbatim import is_verbatim, verbatim_arguments
 from fgtune.evaluation.coverage import refused_calls
-from fgtune.format.calls import Call, format_call, parse_calls
+from fgtune.format.calls import Call, CallSyntaxError, format_call, parse_calls
 from fgtune.format.grammar import GrammarError, tool_grammar, user_spans
 from fgtune.format.template import TRIGGER, render
 from fgtune.format.tokens import TOKEN_IDS
@@ -330,3 +330,84 @@ def test_refusals_are_one_line():
         tool_grammar([{"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "date"}}}}])
     with pytest.raises(GrammarError, match="nothing is left"):
         tool_grammar([], text=False, calls=False)
+
+
+def tool_of(schema):
+    return {"name": "f", "parameters": {"type": "object", "properties": {"a": schema}}}
+
+
+def written(value):
+    return f"<start_function_call>call:f{{a:{value}}}<end_function_call><start_function_response>"
+
+
+FREE, SOME = {"type": "object"}, {"type": "array"}
+MAP = {"type": "object", "additionalProperties": {"type": "integer"}}
+LARGEST = 2**53 - 1
+# What examples may hold, as values: both grammars must let it through.
+GOLD = [
+    ({"type": "number"}, [1e-7, -2.5e-10, 1.2345678901234567e-300, 5e-324, 0.30000000000000004, 1.2345678901234567e-6,
+                          0.00001, 1000000000000000.5, 0, -0.5, 12, LARGEST, -LARGEST, 1e15, 9e15]),
+    ({"type": "integer"}, [0, 7, -1, 10**15, LARGEST, -LARGEST, 9007199254740990, 8999999999999999, 9006999999999999]),
+    ({"type": "string"}, ["<b>welcome</b>", "a\u2028b\u2029c", "", "{[:,]}", "日本", "🙂", "<", "a < b > c",
+                           "line\nline"]),
+    (FREE, [{}, {"bass": 1, "treble": 2}, {"x-y z": "a", "日": True, "a.b/c": 1e-7, "<b>": "<i>"},
+            {"a": {"b": [1, "x", [2]]}, "c": []}, {"a": {"b": {"c": 1}}}]),
+    (SOME, [[], [1, "a", True], [{"name": "x", "n": 1}, {"name": "y"}], [[1], []], [[[1]]]]),
+    (MAP, [{}, {"one-two": 1}, {"a": 1, "b": LARGEST, "ü": -3}]),
+    ({"type": "array", "items": FREE}, [[{"a": 1, "b": 2}, {}]]),
+]  # fmt: skip
+# What no example can hold: both grammars must refuse it.
+WRONG = [
+    ({"type": "number"}, ["01", "1.", ".5", "1e7", "1e-", "1e-07", "12e-7", "9007199254740992", "9007199254740991.9",
+                          "--1", "+1", "1.5e3", "NaN", "", "1" + "0" * 16]),
+    ({"type": "integer"}, ["1.5", "9007199254740992", "9999999999999999", "00", "-", "1" * 17]),
+    (FREE, ["{:1}", "{a:1,}", "{,a:1}", "{a}", "{a:}", "{a:1", "{a:{b:{c:{d:{e:1}}}}}", "{<escape>a<escape>:1}",
+            "{<eos>:1}", "{<unused7>:1}", "{a:<unused7>}", "1", "[]", "{a[:1}"]),
+    (SOME, ["[,]", "[1,]", "[[[[[[1]]]]]]", "{}", "["]),
+    (MAP, ["{a:<escape>x<escape>}", "{a:1.5}", "{a:{}}", "{a:1,b:true}"]),
+]  # fmt: skip
+
+
+def test_both_grammars_let_the_same_values_through(rules, tokenizer, tmp_path):
+    """Numbers, texts, free objects, maps and lists of anything: what an example may hold, and nothing else."""
+    from test_prompt import in_node
+
+    cases = [(schema, [format_call(Call("f", {"a": value})) for value in values], True) for schema, values in GOLD]
+    cases = [
+        (schema, [f"{text}<start_function_response>" for text in answers], fits) for schema, answers, fits in cases
+    ]
+    cases += [(schema, [written(value) for value in values], False) for schema, values in WRONG]
+    for schema, answers, expected in cases:
+        constraint = rules.constraint([tool_of(schema)])
+        for answer in answers:
+            assert fits(constraint, ids_of(tokenizer, answer)) is expected, answer
+    data = [{"tools": [tool_of(schema)], "answers": answers, "prompt": ""} for schema, answers, _ in cases]
+    found = in_node("grammar_cases.mjs", data, tmp_path)
+    for (_, answers, expected), allowed in zip(cases, found, strict=True):
+        assert dict(zip(answers, allowed, strict=True)) == dict.fromkeys(answers, expected)
+
+
+def test_a_key_that_comes_twice_is_refused_by_the_parser(rules, tokenizer):
+    """No finite grammar can tell; the parser does."""
+    twice = written("{b:1,b:2}")
+    assert fits(rules.constraint([tool_of(FREE)]), ids_of(tokenizer, twice))
+    with pytest.raises(CallSyntaxError, match="twice"):
+        parse_calls(twice)
+
+
+@pytest.mark.parametrize(
+    "query, value, allowed",
+    [("横浜駅を探して", "横浜", True), ("横浜駅を探して", "駅", True), ("横浜駅を探して", "横駅", False),
+     ("佐々木さんに電話", "佐々木", True), ("ไปเชียงใหม่พรุ่งนี้", "เชียงใหม่", True), ("서울역 날씨", "서울", False),
+     ("iPhoneを買う", "iPhone", True), ("iPhoneを買う", "Phone", False)],
+)  # fmt: skip
+def test_scripts_without_spaces_are_copied_by_characters(folder, tokenizer, tmp_path, query, value, allowed):
+    """Japanese, Chinese and Thai have no words between spaces: each character may begin or end a verbatim argument."""
+    from test_prompt import in_node
+
+    assert is_verbatim(value, query) is allowed
+    tools, answer = [tool_of({"type": "string"})], written(f"<escape>{value}<escape>")
+    prompt = render([{"role": "developer", "content": TRIGGER}, {"role": "user", "content": query}], tools, True)
+    assert fits(Grammar(folder, ["f.a"]).constraint(tools, prompt), ids_of(tokenizer, answer)) is allowed
+    data = [{"tools": tools, "answers": [answer], "verbatim": ["f.a"], "prompt": prompt}]
+    assert in_node("grammar_cases.mjs", data, tmp_path) == [[allowed]]

@@ -15,8 +15,14 @@ const CONTROL_WORDS = [
   ...['function_declaration', 'function_call', 'function_response', 'of_turn', 'of_image'].flatMap((word) => [`start_${word}`, `end_${word}`]),
 ];
 const MAX_DEPTH = 16;
-const PIECE = /[\p{L}\p{N}_]+|[^\p{L}\p{N}_]/gu; // a word or one other character; a verbatim argument is whole pieces
-const DIGITS = 15; // the longest integers that are exact in JavaScript and in Python alike
+// Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+const UNSPACED = '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u{20000}-\u{3ffff}]';
+// A word, or one other character; one character of a script without spaces. A verbatim argument is whole pieces.
+const PIECE = new RegExp(`${UNSPACED}|(?:(?!${UNSPACED})[\\p{L}\\p{N}_])+|[^\\p{L}\\p{N}_]`, 'gu');
+const FREE_DEPTH = 4; // lists and objects, one in the other, where a schema says nothing of what they hold
+const DIGITS = 15; // integers of so many digits are all exact in JavaScript and in Python; of one digit more, some
+const LARGEST = String(Number.MAX_SAFE_INTEGER);
+const NOT_IN_KEY = '{}[]:,';
 const encoder = new TextEncoder();
 
 /** A tool that no grammar can be made for. */
@@ -76,14 +82,16 @@ class Automaton {
   /**
    * Any text without a control token in it, spelled or not. Returns [entry, ends]: the text may end at each of `ends`.
    * The states follow how much of a control token's spelling has been read; multi-byte characters must be whole.
+   * States are labelled where a control token is all that can follow: give a `kind` there. `without`: characters it lacks.
    */
-  content(kind) {
-    const root = this.state(`${kind}:root`);
+  content(kind, without = '') {
+    const labelled = (name) => this.state(kind && `${kind}:${name}`);
+    const root = labelled('root');
     const ends = [root];
     const nodes = new Map([['', root]]);
     const node = (spelled) => {
       if (!nodes.has(spelled)) {
-        nodes.set(spelled, this.state(`${kind}:${spelled}`));
+        nodes.set(spelled, labelled(spelled));
         ends.push(nodes.get(spelled));
       }
       return nodes.get(spelled);
@@ -92,18 +100,19 @@ class Automaton {
     for (const spelled of spellings) for (let i = 1; i <= spelled.length; i += 1) node(spelled.slice(0, i));
     for (let i = 1; i <= '<unused'.length; i += 1) node('<unused'.slice(0, i));
     node('<unused0');
-    const tails = [1, 2, 3].map((n) => this.state(`${kind}:tail${n}`));
+    const tails = [1, 2, 3].map((n) => labelled(`tail${n}`));
     const tail = (n) => tails[n - 1];
     this.range(tail(1), 0x80, 0xbf, root);
     this.range(tail(2), 0x80, 0xbf, tail(1));
     this.range(tail(3), 0x80, 0xbf, tail(2));
     const special = [[0xa0, 0xbf, 1], [0x80, 0x9f, 1], [0x90, 0xbf, 2], [0x80, 0x8f, 2]].map(([low, high, n], i) => {
-      const state = this.state(`${kind}:first${i}`);
+      const state = labelled(`first${i}`);
       this.range(state, low, high, tail(n));
       return state;
     });
     const closing = new Set(spellings);
     const follow = (spelled, char) => {
+      if (without.includes(char)) return undefined;
       if (char === '<') return nodes.get('<');
       if (!spelled) return root;
       if (char === '>' && (closing.has(spelled) || spelled === '<unused0')) return undefined; // it would complete one
@@ -142,19 +151,37 @@ class Automaton {
     return ends;
   }
 
+  /** Numbers as both languages print them: integers up to 2^53 - 1, decimals, and an exponent for what is very small. */
   number(from, integer) {
     const end = this.state();
-    const signed = this.state();
-    this.range(from, 0x2d, 0x2d, signed);
-    const whole = this.state();
+    const signed = this.range(from, 0x2d, 0x2d, this.state());
+    const decimal = this.state(); // a point may follow
+    const first = this.state(); // a point or an exponent may follow the first digit
+    const zero = 0x30;
     for (const start of [from, signed]) {
-      this.range(start, 0x30, 0x30, whole);
-      for (const state of this.digits(start, DIGITS, 0x31)) this.skip(state, whole);
+      this.range(start, zero, zero, decimal);
+      for (const state of this.digits(start, DIGITS, zero + 1)) this.skip(state, decimal);
+      let tight = start; // as the largest one so far
+      for (let i = 0; i <= DIGITS; i += 1) {
+        const digit = Number(LARGEST[i]);
+        if (digit > Number(i === 0)) {
+          let at = this.range(tight, zero + Number(i === 0), zero + digit - 1, this.state());
+          for (let k = i + 1; k <= DIGITS; k += 1) at = this.range(at, zero, zero + 9, this.state());
+          this.skip(at, i === 0 ? decimal : end);
+        }
+        tight = this.range(tight, zero + digit, zero + digit, this.state());
+      }
+      this.skip(tight, end);
+      if (!integer) this.range(start, zero + 1, zero + 9, first);
     }
-    this.skip(whole, end);
+    this.skip(decimal, end);
     if (!integer) {
-      const point = this.range(whole, 0x2e, 0x2e, this.state());
-      for (const state of this.digits(point, DIGITS)) this.skip(state, end);
+      const point = this.range(decimal, 0x2e, 0x2e, this.state());
+      for (const state of this.digits(point, 22)) this.skip(state, end);
+      const small = this.range(first, 0x2e, 0x2e, this.state());
+      const exponent = this.state();
+      for (const state of [first, ...this.digits(small, 16)]) this.skip(state, exponent);
+      for (const state of this.digits(this.literal(exponent, 'e-'), 3, zero + 1)) this.skip(state, end);
     }
     return end;
   }
@@ -184,6 +211,47 @@ class Automaton {
     return end;
   }
 
+  /** A value that no schema describes, with at most `depth` lists and objects one in the other. */
+  any(from, depth) {
+    const end = this.state();
+    this.skip(this.string(from), end);
+    this.skip(this.number(from, false), end);
+    for (const word of ['true', 'false']) this.skip(this.literal(from, word), end);
+    if (depth > 0) {
+      this.skip(this.list(from, 0, (at) => this.any(at, depth - 1)), end);
+      this.skip(this.map(from, (at) => this.any(at, depth - 1)), end);
+    }
+    return end;
+  }
+
+  /** A list of what `item` reads; it gives the state after it. */
+  list(from, minItems, item) {
+    const end = this.state();
+    const open = this.literal(from, '[');
+    const next = this.state();
+    const done = item(next);
+    this.skip(open, next);
+    this.skip(this.literal(done, ','), next);
+    for (const state of minItems > 0 ? [done] : [open, done]) this.skip(this.literal(state, ']'), end);
+    return end;
+  }
+
+  /** An object with any keys and what `value` reads. That no key comes twice is left to the parser. */
+  map(from, value) {
+    const end = this.state();
+    const open = this.literal(from, '{');
+    const key = this.state();
+    const [entry, ends] = this.content(null, NOT_IN_KEY);
+    this.bytes[key].push(...this.bytes[entry]); // at least one character
+    const colon = this.state();
+    for (const state of ends) this.skip(state, colon);
+    const done = value(this.literal(colon, ':'));
+    this.skip(open, key);
+    this.skip(this.literal(done, ','), key);
+    for (const state of [open, done]) this.skip(this.literal(state, '}'), end);
+    return end;
+  }
+
   /** `path` is the tool and the names that lead to the value. */
   value(from, schema, depth, path) {
     if (depth > MAX_DEPTH) throw new GrammarError(`a schema nests deeper than ${MAX_DEPTH} levels`);
@@ -201,17 +269,13 @@ class Automaton {
     if (!known.includes(type)) throw new GrammarError(`the type ${type} is not known`);
     const verbatim = type === 'string' && this.context.length && this.verbatim.has(path);
     if (verbatim) this.skip(this.substring(from), end);
-    else if (type === 'string' || type === 'any') this.skip(this.string(from), end);
-    if (type === 'integer') this.skip(this.number(from, true), end);
-    if (type === 'number' || type === 'any') this.skip(this.number(from, false), end);
-    if (type === 'boolean' || type === 'any') for (const word of ['true', 'false']) this.skip(this.literal(from, word), end);
+    else if (type === 'string') this.skip(this.string(from), end);
+    if (type === 'integer' || type === 'number') this.skip(this.number(from, type === 'integer'), end);
+    if (type === 'boolean') for (const word of ['true', 'false']) this.skip(this.literal(from, word), end);
+    if (type === 'any') this.skip(this.any(from, FREE_DEPTH), end);
     if (type === 'array') {
-      const open = this.literal(from, '[');
-      const item = this.state();
-      const done = this.value(item, schema.items ?? {}, depth + 1, path);
-      this.skip(open, item);
-      this.skip(this.literal(done, ','), item);
-      for (const state of schema.minItems > 0 ? [done] : [open, done]) this.skip(this.literal(state, ']'), end);
+      const item = (at) => this.value(at, schema.items ?? {}, depth + 1, path);
+      this.skip(this.list(from, schema.minItems ?? 0, item), end);
     }
     if (type === 'object') this.skip(this.object(from, schema, depth, path), end);
     return end;
@@ -222,22 +286,14 @@ class Automaton {
     const properties = Object.entries(schema.properties ?? {}).map(([key, part]) => [key.toLowerCase(), key, part]);
     properties.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
     const required = new Set(schema.required ?? []);
+    if (!properties.length) {
+      if (depth === 0) return this.literal(from, '{}');
+      const values = schema.additionalProperties;
+      const described = typeof values === 'object' && values !== null && Object.keys(values).length > 0;
+      return this.map(from, (at) => (described ? this.value(at, values, depth + 1, `${path}.*`) : this.any(at, FREE_DEPTH - 1)));
+    }
     const end = this.state();
     let first = this.literal(from, '{'); // nothing written yet
-    if (!properties.length) {
-      // Anything goes here, but a key must not come twice: none or one entry is what an automaton can promise.
-      this.skip(this.literal(first, '}'), end);
-      if (schema.free !== false && depth > 0) {
-        const key = this.state();
-        for (const [low, high] of [[0x61, 0x7a], [0x41, 0x5a], [0x5f, 0x5f]]) {
-          this.range(first, low, high, key);
-          this.range(key, low, high, key);
-        }
-        this.range(key, 0x30, 0x39, key);
-        this.skip(this.literal(this.value(this.literal(key, ':'), {}, depth + 1, ''), '}'), end);
-      }
-      return end;
-    }
     let later = null; // something written: a comma comes before the next
     for (const [, key, part] of properties) {
       const entry = this.state();
@@ -272,7 +328,7 @@ export function compileGrammar(tools, { text = true, calls = true, parallel = tr
     for (const entry of tools) {
       const { name, parameters } = entry.function ?? entry;
       const open = made.literal(made.token(start, '<start_function_call>'), `call:${name}`);
-      const close = made.object(open, { ...parameters, free: false }, 0, name);
+      const close = made.object(open, parameters ?? {}, 0, name);
       made.token(close, '<end_function_call>', next);
     }
     made.token(next, '<start_function_response>', accept);

@@ -11,14 +11,19 @@ from __future__ import annotations
 import copy
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..format.grammar import UNSPACED
 from .examples import first_calls, first_query, leaves
 from .readers.tools import plain_tools
 
-AND = (". ", "; ", ", then ", " and ", ". Also, ", ". Then ")  # what may stand between two requests
+AND = (". ", "; ", ", then ", " and ", ". Also, ", ". Then ")  # what may stand between two requests in English
+ENGLISH = re.compile(r"\b(and|then|also)\b", re.IGNORECASE)  # in a request for several calls, it shows the language
+SHOWS_FROM = 10  # whole numbers, each beside one text only, that show that they follow from it
+CLOSED_FROM = 8  # uses of each value, on average, of an argument whose words are a small set rather than names
 THREE = 1 / 4  # share of three requests in one, where the examples have such
 LONGEST = 3  # words of a value that may end the first of two requests: a dictated text would swallow the second
 INVENTED = 1 / 3  # share of the exchanged values whose capitalised words are made up
@@ -29,12 +34,15 @@ def augment(examples: list[dict], copies: int, seed: int) -> list[dict]:
     """`copies` new examples of each one (fewer where chance repeats itself), in order; ids end in `+1`, `+2`, …
 
     Varied are single-turn examples. Values that a schema enumerates, and values that the query does not contain exactly
-    once, stay as they are, and so do all values of a call in which a text is not taken from the query: the country may
-    follow from the city. What cannot be varied at all, a text answer say, comes again as it is: else its share of the
-    rows would fall, and the model would make calls where words are due.
+    once, stay as they are. So do all values of a call in which a text is not taken from the query, because the country
+    may follow from the city, or a number that may follow in the same way. Common words of a small set stay too: "song"
+    and "album" are no names that could stand for each other. What cannot be varied at all, a text answer say, comes
+    again as it is: else its share of the rows would fall, and the model would make calls where words are due.
     """
     rng = random.Random(seed)
-    places = [_places(example) for example in examples]
+    places = _open_places([_places(example) for example in examples])
+    following = _following_numbers(examples)
+    places = [[p for p in found if not _changes(e, p, following)] for e, found in zip(examples, places)]
     pool: dict[tuple, set] = defaultdict(set)
     for found in places:
         for place in found:
@@ -64,6 +72,8 @@ def combine(examples: list[dict], count: int, seed: int) -> list[dict]:
     if most < 2:
         return []
     twice = any(len(set(called)) < len(called) for called in names)
+    asked = [first_query(e) for e, called in zip(examples, names) if len(called) > 1]
+    joints = AND if any(map(ENGLISH.search, asked)) else AND[:2]
     rng = random.Random(seed)
     single = [e for e in examples if _is_single_turn(e) and len(first_calls(e)) == 1]
     firsts = [e for e in single if _may_go_on(e)]
@@ -81,7 +91,7 @@ def combine(examples: list[dict], count: int, seed: int) -> list[dict]:
         if any(part["tools"] != parts[0]["tools"] for part in parts):
             continue
         messages = copy.deepcopy(parts[0]["messages"])
-        messages[1]["content"] = _join(parts, rng)
+        messages[1]["content"] = _join(parts, rng, joints)
         messages[2]["tool_calls"] = [copy.deepcopy(c) for part in parts for c in part["messages"][2]["tool_calls"]]
         name = "&".join(part["id"] for part in parts)
         out.setdefault(name, {**parts[0], "id": name, "messages": messages})
@@ -103,15 +113,19 @@ def _may_go_on(example: dict) -> bool:
     return not any(query.endswith(v.rstrip(" .!?\"'")) and len(v.split()) > LONGEST for v in _texts(example))
 
 
-def _join(parts: list[dict], rng: random.Random) -> str:
-    """The queries in one sentence, or in several where one has its full stop; three are a list with commas at times."""
+def _join(parts: list[dict], rng: random.Random, joints: tuple[str, ...] = AND) -> str:
+    """The queries in one sentence, or in several where one has its full stop; three are a list with commas at times.
+    `joints` may stand between them; a script without spaces has its own stop."""
     text = first_query(parts[0]).strip()
     for number, part in enumerate(parts[1:], 2):
         query = first_query(part).strip()
         if text[-1] in ".!?":
             text = f"{text} {query}"
             continue
-        between = rng.choice((", ", *AND) if number < len(parts) else AND)
+        if text[-1] in "。！？" or re.search(f"[{UNSPACED}]$", text):
+            text += query if text[-1] in "。！？" else f"。{query}"
+            continue
+        between = rng.choice((", ", *joints) if number < len(parts) else joints)
         capital = re.match(r"[A-Z][a-z]+", query)  # small where the sentence goes on, unless an argument has it so
         if capital and between != ". ":
             if any(capital.group() in said for said in _texts(part)):
@@ -154,7 +168,48 @@ def _places(example: dict) -> list[_Place]:
     return [place for place in found if sum(str(place.value) in text for text in texts) == 1]  # none inside another
 
 
-def _whole(value: str | int) -> str:
+def _open_places(places: list[list[_Place]]) -> list[list[_Place]]:
+    """The places without the single common words of arguments that have few values, each of them many times."""
+    used: dict[tuple, Counter] = defaultdict(Counter)
+    for place in (place for found in places for place in found):
+        used[place.key[:2]][place.value] += 1
+    closed = {key for key, values in used.items() if values.total() >= CLOSED_FROM * len(values)}
+    common = lambda value: isinstance(value, str) and value.isalpha() and value == value.lower()
+    return [[p for p in found if not (p.key[:2] in closed and common(p.value))] for found in places]
+
+
+def _unsaid_numbers(example: dict) -> Iterator[tuple[int, tuple, int | float, tuple]]:
+    """The numbers of an example that its query does not hold: the number of the call, tool and names of the argument,
+    value, and the texts of the same call."""
+    schemas = {tool["name"]: tool.get("parameters", {}) for tool in plain_tools(example["tools"])}
+    for i, call in enumerate(first_calls(example)):
+        values = list(leaves(call.arguments, schemas.get(call.name, {})))
+        texts = tuple(value for _, value in values if isinstance(value, str))
+        for path, value in values:
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                if not re.search(_whole(value), first_query(example)):
+                    yield i, (call.name, *(part for part in path if isinstance(part, str))), value, texts
+
+
+def _following_numbers(examples: list[dict]) -> set[tuple]:
+    """Arguments whose unsaid numbers may follow from the texts beside them: none comes with two different texts.
+
+    Few whole numbers show nothing: they may be said in words.
+    """
+    beside: dict[tuple, dict] = defaultdict(lambda: defaultdict(set))
+    for example in examples:
+        for _, key, value, texts in _unsaid_numbers(example):
+            beside[key][value].add(texts)
+    alone = {key: values for key, values in beside.items() if all(len(texts) == 1 for texts in values.values())}
+    return {key for key, values in alone.items() if len(values) >= SHOWS_FROM or any(v % 1 for v in values)}
+
+
+def _changes(example: dict, place: _Place, following: set[tuple]) -> bool:
+    """Whether exchanging the place would make a number wrong that may follow from it."""
+    return any(i == place.path[0] and key in following for i, key, _, _ in _unsaid_numbers(example))
+
+
+def _whole(value: str | int | float) -> str:
     """A pattern for `value` where it stands as words of its own."""
     return rf"(?<![\w.,:]){re.escape(str(value))}(?![\w%]|[.,:]\d)"
 

@@ -7,21 +7,46 @@ import re
 from collections.abc import Iterable
 
 from .tokens import CONTROL_TOKEN, TOKEN_IDS
+from .values import KEY, MAX_INTEGER
 
 MAX_DEPTH = 16
-MAX_DIGITS = 15  # the longest integers that are exact in JavaScript and in Python alike
+FREE_DEPTH = 4  # lists and objects, one in the other, where a schema says nothing of what they hold
+MAX_DIGITS = 15  # integers of so many digits are all exact in JavaScript and in Python; of one digit more, some
 TYPES = ("string", "integer", "number", "boolean", "array", "object", "any")
-PIECE = re.compile(r"\w+|\W")  # a word or one other character; a verbatim argument is whole pieces
+# Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+# A word, or one other character; one character of a script without spaces. A verbatim argument is whole pieces.
+PIECE = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|\W")
+
+
+def _up_to(most: int) -> str:
+    """A pattern of the integers from 10^(n-1) to `most`, which has n digits."""
+    digits = str(most)
+    branches = []
+    for i, digit in enumerate(digits):
+        low, high = int(i == 0), int(digit) - 1
+        if low <= high:
+            branches.append(f"{digits[:i]}[{low}-{high}][0-9]{{{len(digits) - i - 1}}}")
+    return "|".join([*branches, digits])
+
+
+# Numbers as both languages print them: integers up to 2^53 - 1, decimals, and an exponent for what is very small.
+_SHORT = f"0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}}"
+_INTEGER = f"-?({_SHORT}|{_up_to(MAX_INTEGER)})"
+_DECIMAL = f"-?({_SHORT}|[1-8][0-9]{{{MAX_DIGITS}}})\\.[0-9]{{1,22}}"
+_SMALL = "-?[1-9](\\.[0-9]{1,16})?e-[1-9][0-9]{0,2}"
+_NO_CONTROL = f"~/(?s:.*){CONTROL_TOKEN.pattern}(?s:.*)/"
 
 _HEAD = f"""
-CONTENT: /(?s:.*)/ & ~/(?s:.*){CONTROL_TOKEN.pattern}(?s:.*)/
-TEXT: /(?s:.+)/ & ~/(?s:.*){CONTROL_TOKEN.pattern}(?s:.*)/
-INTEGER: /-?(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})/
-NUMBER: /-?(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})(\\.[0-9]{{1,{MAX_DIGITS}}})?/
-KEY: /[A-Za-z_][A-Za-z0-9_]*/
+CONTENT: /(?s:.*)/ & {_NO_CONTROL}
+TEXT: /(?s:.+)/ & {_NO_CONTROL}
+INTEGER: /{_INTEGER}/
+NUMBER: /{_INTEGER}|{_DECIMAL}|{_SMALL}/
 string: <[{TOKEN_IDS["escape"]}]> CONTENT <[{TOKEN_IDS["escape"]}]>
 boolean: "true" | "false"
-any: string | NUMBER | boolean
 """
 # Any tokens that spell what must come, as in JavaScript; llguidance would insist on the tokenizer's own.
 _FREE = '%llguidance {"no_forcing": true}'
@@ -75,7 +100,7 @@ def tool_grammar(
         spans = " | ".join(f"CONTEXT{i}" for i in range(len(context)))
         rules.add("VERBATIM", f"({spans}) & /(?s:\\S(.*\\S)?)/")
         rules.add("verbatim", f"<[{TOKEN_IDS['escape']}]> VERBATIM <[{TOKEN_IDS['escape']}]>")
-    return "\n".join([_FREE, f"start: {' | '.join(starts)}", *rules.lines]) + "\n" + _HEAD
+    return "\n".join([_FREE, f"start: {' | '.join(starts)}", *rules.lines]) + "\n" + _HEAD + rules.free_rules()
 
 
 class _Rules:
@@ -85,6 +110,7 @@ class _Rules:
         self.verbatim = frozenset(verbatim)
         self.lines: list[str] = []
         self.count = 0
+        self.free = False  # whether a free value or a free key is used
 
     def add(self, name: str, body: str) -> str:
         self.lines.append(f"{name}: {body}")
@@ -111,15 +137,39 @@ class _Rules:
             return self.object(schema, depth, path)
         if kind == "string" and path in self.verbatim:
             return "verbatim"
+        if kind == "any":
+            return self.any(FREE_DEPTH)
         return {"integer": "INTEGER", "number": "NUMBER"}.get(kind, kind)
+
+    def any(self, depth: int) -> str:
+        """The rule of a value that no schema describes, with at most `depth` lists and objects one in the other."""
+        self.free = True
+        return f"any{depth}"
+
+    def map(self, schema: dict, depth: int, path: str) -> str:
+        """The rule of an object that names no keys. That no key comes twice is left to the parser."""
+        values = schema.get("additionalProperties")
+        described = isinstance(values, dict) and bool(values)
+        value = self.value(values, depth + 1, f"{path}.*") if described else self.any(FREE_DEPTH - 1)
+        self.free = True
+        return self.new(_free_object(value))
+
+    def free_rules(self) -> str:
+        """The rules of free keys and values, where they are used."""
+        if not self.free:
+            return ""
+        lines = [f"KEY: /{KEY.pattern}/ & {_NO_CONTROL}", "any0: string | NUMBER | boolean"]
+        for depth in range(1, FREE_DEPTH + 1):
+            item = f"any{depth - 1}"
+            lines.append(f'any{depth}: any0 | "[" ({item} ("," {item})*)? "]" | {_free_object(item)}')
+        return "\n".join(lines) + "\n"
 
     def object(self, schema: dict, depth: int, path: str) -> str:
         """The rule of an object: keys sorted as the format sorts them, optional ones may be left out."""
         properties = sorted((schema.get("properties") or {}).items(), key=lambda item: item[0].lower())
         required = set(schema.get("required") or [])
         if not properties:
-            # Anything goes, but a key must not come twice: none or one entry is what a grammar can promise.
-            return self.new('"{" "}"' if depth == 0 else '"{" (KEY ":" any)? "}"')
+            return self.new('"{" "}"') if depth == 0 else self.map(schema, depth, path)
         entries = [
             f"{json.dumps(key + ':')} {self.value(part, depth + 1, f'{path}.{key}')}" for key, part in properties
         ]
@@ -139,6 +189,10 @@ class _Rules:
         else:
             first.append('"}"')
         return self.new(f'"{{" ({" | ".join(first)})')
+
+
+def _free_object(value: str) -> str:
+    return f'"{{" (KEY ":" {value} ("," KEY ":" {value})*)? "}}"'
 
 
 def _literal(item) -> str:
