@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..format.findings import FindingsTable
+from .developer_turn import trained_turn
 from .examples import calls_per_tool
 from .splits import held_out_per_tool, leaks, lint_splits, nearest_neighbour_score
 
@@ -14,12 +15,14 @@ class SplitAudit:
     """`leaks`: (held-out id, training id, likeness) of held-out examples whose calls, or nearly whose words, are
     trained on. `copying`: share of test examples that copying the most alike training example's answer gets right.
     `held_out`: by tool, the cases whose first answer calls it. `untrained`: tools that some example calls, but no
-    training example. `findings`: what there is to say where fewer cases are held out than asked for."""
+    training example. `developer_turn`: that of most training examples, as JSON (`DeveloperTurn.to_json`). `findings`:
+    what there is to say where fewer cases are held out than asked for."""
 
     leaks: list[tuple[str, str, float]]
     copying: float
     held_out: dict[str, int]
     untrained: list[str]
+    developer_turn: dict
     findings: FindingsTable
 
 
@@ -40,5 +43,6 @@ def audit_split(
         copying=nearest_neighbour_score(splits),
         held_out=held_out_per_tool(splits, tools),
         untrained=[name for name, count in called.items() if count and not trained.get(name)],
+        developer_turn=trained_turn(splits["train"])[0].to_json(),
         findings=FindingsTable(lint_splits(splits, tools, valid=valid, test=test)),
     )

@@ -10,7 +10,7 @@ from ..core.project import project_root
 from ..runtimes.node import find_package
 
 SHELL = ("app.js", "calculator.js", "calls.js", "device.js", "engine.js", "functions.js", "grammar.js", "icon.svg",
-         "index.html", "index.js", "schema.js", "store.js", "style.css", "worker.js")  # fmt: skip
+         "index.html", "index.js", "schema.js", "store.js", "style.css", "turn.js", "worker.js")  # fmt: skip
 RUNTIME = {"wasm": "ort-wasm-simd-threaded", "webgpu": "ort-wasm-simd-threaded.asyncify"}
 
 
