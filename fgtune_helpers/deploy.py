@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from fgtune.data.developer_turn import DeveloperTurn
 from fgtune.data.readers.files import read_json
 from fgtune.data.rows import Case
 from fgtune.evaluation.judging import judge
@@ -26,18 +28,20 @@ def build_site(run: Run, cases: Sequence[Case]) -> SiteReport:
         run.input("07_quantize"), run.p.deploy_variant, read_json(run.input("01_data") / "tools.json"),
         run.dir / "site", examples=[case.query for case in cases], max_tokens=run.p.max_tokens,
         constrained=run.p.constrained, verbatim=run.verbatim_arguments(),
+        developer_turn=DeveloperTurn.from_json(read_json(run.input("01_data") / "developer_turn.json")),
     )  # fmt: skip
 
 
 class PageReport(NamedTuple):
     """What a browser answered on the page: one dict a case (`answers`), them judged (`card`), and what the page says of
     itself (`page`: variant, device, times). `generator` runs the page's own graph in Python, from the prompt cache that
-    the page starts from."""
+    the page starts from; `cases` are those asked, with the prompts that the page sent."""
 
     answers: list[dict]
     card: Scorecard
     page: dict
     generator: OrtGenerator
+    cases: list[Case]
 
 
 def try_in_browser(run: Run, cases: Sequence[Case]) -> PageReport:
@@ -46,8 +50,9 @@ def try_in_browser(run: Run, cases: Sequence[Case]) -> PageReport:
     site, variant = run.dir / "site", run.p.deploy_variant
     answers = ask_in_browser(site, [case.query for case in cases], screenshots=run.dir / "screenshots")
     results = [judge(case, answer["text"], answer["finished"]) for case, answer in zip(cases, answers, strict=True)]
+    sent = [replace(case, prompt=answer["prompt"]) for case, answer in zip(cases, answers, strict=True)]
     page = answers[0]["page"]
     with whole_model(site) as model:
         here = OrtGenerator(model, variant, max_tokens=run.p.max_tokens, dequantized=page["dequantized"])
     here.use_prompt_cache(*stored_prompt_cache(site, variant))
-    return PageReport(answers, Scorecard(f"{variant} (Chromium)", results), page, here)
+    return PageReport(answers, Scorecard(f"{variant} (Chromium)", results), page, here, sent)

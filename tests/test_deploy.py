@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 
 from fgtune.core.errors import DeployError, ToolMissing
 from fgtune.core.project import project_root
+from fgtune.data.developer_turn import DeveloperTurn
 from fgtune.data.verbatim import is_verbatim
 from fgtune.engines.ort import OrtError
 from fgtune.export.layout import loading, model_file
@@ -103,7 +105,9 @@ def test_the_shipped_prefix_gives_the_same_tokens(tiny_onnx, site):
 
 def test_a_prefix_that_rounding_would_change_stays_exact(tiny_onnx, monkeypatch, tmp_path):
     monkeypatch.setattr(prompt_cache, "same_answers", lambda *_: False)
-    summary = precompute_prompt_cache(tiny_onnx, "fp32", TOOLS, TRIGGER, QUERIES, tmp_path / "p.safetensors", ["x"])
+    summary = precompute_prompt_cache(
+        tiny_onnx, "fp32", TOOLS, DeveloperTurn(TRIGGER), QUERIES, tmp_path / "p.safetensors", ["x"]
+    )
     assert summary["dtype"] == "float32"
     from safetensors.numpy import load_file
 
@@ -112,9 +116,47 @@ def test_a_prefix_that_rounding_would_change_stays_exact(tiny_onnx, monkeypatch,
     assert {array.shape[2] for array in arrays.values()} == {summary["tokens"]}
 
 
+DATED = DeveloperTurn(f"Date and time: {{date_1}}T{{time_1}}\nDay of week is {{weekday_1}}\n{TRIGGER}\n", (
+    ("date_1", "%Y-%m-%d"), ("time_1", "%H:%M:%S"), ("weekday_1", "%A")))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dated_site(tiny_onnx, tmp_path_factory):
+    """A site whose model was trained with the date and time in the developer turn."""
+    out = tmp_path_factory.mktemp("dated") / "site"
+    build_site(tiny_onnx, "fp32", TOOLS, out, examples=QUERIES, developer_turn=DATED, max_tokens=12)
+    return out
+
+
+def test_a_dated_site_ships_what_comes_before_the_date(tiny_onnx, site, dated_site):
+    usual, dated = read_manifest(site), read_manifest(dated_site)
+    assert usual["developer_turn"] == {"template": TRIGGER, "fields": []} and usual["trigger"] == TRIGGER
+    assert DeveloperTurn.from_json(dated["developer_turn"]) == DATED
+    ids, _ = stored_prompt_cache(dated_site, "fp32")
+    generator = OrtGenerator(tiny_onnx, "fp32")
+    assert generator.decode(ids).endswith("Date and time:")
+    for now in (datetime(2024, 2, 29, 23, 59), datetime(1999, 12, 31)):
+        assert generator.encode(question(QUERIES[0], TOOLS, DATED.fill(now)))[: len(ids)] == ids
+
+
+@pytest.mark.browser
+def test_the_page_sends_the_turn_that_was_trained(dated_site):
+    before = datetime.now().replace(microsecond=0)
+    rows = try_in_browser(dated_site, QUERIES[:2], timeout=90)
+    ids, _ = stored_prompt_cache(dated_site, "fp32")
+    seconds = range(int((datetime.now() - before).total_seconds()) + 2)
+    at = [before + timedelta(seconds=s) for s in seconds]
+    for query, row in zip(QUERIES, rows, strict=False):
+        assert row["prompt"] in [question(query, TOOLS, DATED.fill(now)) for now in at]
+        assert row["reused_tokens"] >= len(ids)
+    assert rows[0]["page"]["prefix"] == "shipped", "the page finds the same prefix"
+    expected = OrtGenerator(dated_site / "model", "fp32", max_tokens=12)
+    assert [row["ids"] for row in rows] == [expected.generate_ids([row["prompt"]])[0] for row in rows]
+
+
 def test_rounding_is_judged_by_the_answers(tiny_onnx):
     generator = OrtGenerator(tiny_onnx, "fp32", max_tokens=8)
-    ids = prefix_ids(generator.encode, TOOLS, TRIGGER)
+    ids = prefix_ids(generator.encode, TOOLS, DeveloperTurn(TRIGGER))
     _, past = generator.model.run(np.array([ids]), generator.model.empty())
     exact = {name: value.numpy() for name, value in zip(generator.model.past_names, past, strict=True)}
     asked = [question(query, TOOLS, TRIGGER) for query in QUERIES]

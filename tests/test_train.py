@@ -405,6 +405,7 @@ def test_every_row_is_trained_once_an_epoch():
         assert len({rows[i].ids[: rows[i].prefix] for i in batch}) == 1
         make_batch([rows[i] for i in batch])
     assert plan == plan_epoch(rows, 4, seed=7, epoch=0)
+    assert plan == [[12, 7, 3], [10, 6, 8], [14, 15, 17], [13, 16], [18], [4, 2, 1, 0], [9, 5, 11]], "old runs go on"
     assert plan != plan_epoch(rows, 4, seed=7, epoch=1) != plan_epoch(rows, 4, seed=8, epoch=1)
 
 
@@ -444,9 +445,42 @@ def test_bad_rows_are_refused(rows, said):
         check_rows(rows, "training rows")
 
 
-def test_rows_of_two_prefixes_are_no_batch():
-    with pytest.raises(TrainError, match="same prefix"):
-        make_batch([make_rows(1, 20, seed=1)[0], make_rows(1, 20, seed=2)[0]])
+def dated_rows(count, head=12, tail=30):
+    """Rows whose prefixes differ in one token in the middle, a row each."""
+    rows = []
+    for day, row in enumerate(make_rows(count, head + tail)):
+        rows.append(Row((*row.ids[:head], 2000 + day, *row.ids[head + 1 :]), row.targets, row.prefix))
+    return rows
+
+
+def test_rows_of_a_date_each_fill_batches():
+    """Developer turns that differ by a date would be batches of one; rows of an often used prefix stay among theirs."""
+    dated, usual = dated_rows(10), make_rows(9, 20, seed=4)
+    plan = plan_epoch(dated + usual, 4, seed=7, epoch=0)
+    assert sorted(i for batch in plan for i in batch) == list(range(19))
+    assert len(plan) == 3 + 3 and all(len({i < 10 for i in batch}) == 1 for batch in plan)
+    assert sorted(map(len, plan)) == [3, 3, 3, 3, 3, 4]
+    pairs = [row for row in dated for _ in range(2)]
+    for batch in plan_epoch(pairs, 4, seed=7, epoch=0):
+        assert len({i // 2 for i in batch}) == 2, "rows of one prefix stand side by side"
+    assert [len(b) for b in plan_epoch(dated, 1, 0, 0)] == [1] * 10
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_of_a_date_each_share_what_comes_before_it(tiny, engine):
+    """The batch has the prefix up to the date, and the loss is that of each row alone."""
+    model, _ = adapted(tiny, "lora")
+    rows = dated_rows(3)
+    batch = make_batch(rows)
+    assert len(batch.prefix) == 12 and {row[0] for row in batch.rows} == {2000, 2001, 2002}
+    worker = ENGINES[engine](model, TrainConfig())
+    alone = [worker.loss(make_batch([row])) for row in rows]
+    together = worker.loss(batch)
+    assert together[1] == sum(count for _, count in alone)
+    assert together[0] == pytest.approx(sum(loss for loss, _ in alone), rel=1e-5)
+    other = make_batch([make_rows(1, 20, seed=1)[0], make_rows(1, 20, seed=2)[0]])
+    assert other.prefix == (2,), "two prefixes that only begin alike"
+    assert worker.loss(other)[0] > 0
 
 
 # ---------------------------------------------------------------- settings

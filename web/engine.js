@@ -107,9 +107,10 @@ export class Engine {
     return this.tokenizer.apply_chat_template(messages, options);
   }
 
-  /** Tokens that every question about these tools begins with. @returns {number[]} */
-  prefixIds(tools, trigger = TRIGGER) {
-    const [a, b] = ['a', '7'].map((query) => this.encode(this.render(question(query, trigger), tools)));
+  /** Tokens that every question about these tools begins with; `later` is the trigger at another time. @returns {number[]} */
+  prefixIds(tools, trigger = TRIGGER, later = trigger) {
+    const asked = [question('a', trigger), question('7', later)];
+    const [a, b] = asked.map((messages) => this.encode(this.render(messages, tools)));
     return a.slice(0, commonLength(a, b));
   }
 

@@ -7,6 +7,7 @@
  */
 import { CallSyntaxError, findControlToken, parseCalls } from './calls.js';
 import { checkCall, disarm } from './schema.js';
+import { fillTurn } from './turn.js';
 
 export { CallSyntaxError, checkCall, parseCalls };
 export { formatCall } from './calls.js';
@@ -125,7 +126,11 @@ export class Model {
     this.site = site;
     /** The tools that the model knows, as declared. */
     this.tools = site.tools.map((tool) => tool.function ?? tool);
-    this.trigger = site.trigger;
+  }
+
+  /** The text of the developer turn as it was trained, with the date and time of now. */
+  get trigger() {
+    return fillTurn(this.site.developer_turn);
   }
 
   /**
@@ -141,14 +146,15 @@ export class Model {
   /**
    * Continue a dialogue (`user`, `assistant` with `tool_calls`, `tool` messages; the developer turn is added).
    * @param {object[]} messages
+   * @param {{developer?: string}} [options] and those of `call`; `developer` is the text of the developer turn
    * @returns {Promise<Answer>}
    */
-  async chat(messages, { onText = null, signal = null, maxTokens, constrained = this.site.constrained } = {}) {
+  async chat(messages, { onText = null, signal = null, maxTokens, constrained = this.site.constrained, developer = this.trigger } = {}) {
     for (const { role, content } of messages) {
       const token = role !== 'tool' && typeof content === 'string' ? findControlToken(content) : null;
       if (token) throw new Error(`The text holds the control token ${token}, which only the format itself may use.`);
     }
-    const turns = messages[0]?.role === 'developer' ? messages : [{ role: 'developer', content: this.trigger }, ...messages];
+    const turns = messages[0]?.role === 'developer' ? messages : [{ role: 'developer', content: developer }, ...messages];
     const answer = await this.#link.ask('generate', { messages: turns, maxTokens, constrained }, {
       onMessage: (message) => onText?.(message.text, message.count), signal,
     });
@@ -176,11 +182,12 @@ export class Model {
    */
   async run(query, functions, { onTurn = null, maxTurns = 4, ...options } = {}) {
     const messages = [{ role: 'user', content: query }];
+    const developer = this.trigger; // its time is that of the question
     const turns = [];
     for (let turn = 0; turn < maxTurns; turn += 1) {
       // "always a call" is meant for the question; after a result the model may speak
       const constrained = turn && options.constrained === 'call' ? true : options.constrained;
-      const answer = await this.chat(messages, { ...options, constrained });
+      const answer = await this.chat(messages, { developer, ...options, constrained });
       const results = [];
       for (const [i, call] of answer.calls.entries()) results.push(await runCall(call, answer.problems[i], functions));
       turns.push({ answer, results });

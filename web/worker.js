@@ -3,9 +3,10 @@
  * `{id, op, ...}` in; `{id, type: 'progress' | 'step' | 'ids' | 'done' | 'error', ...}` out.
  */
 import { candidates, inspectBrowser } from './device.js';
-import { Stopped, TRIGGER, loadEngine, readPromptCache, writePromptCache } from './engine.js';
+import { Stopped, loadEngine, readPromptCache, writePromptCache } from './engine.js';
 import { compileGrammar, GrammarProcessor, userSpans, vocabularyOf } from './grammar.js';
 import { SITE_FORMAT, Store, sha256 } from './store.js';
+import { atTwoTimes } from './turn.js';
 
 let site = null;
 let store = null;
@@ -187,7 +188,7 @@ async function runtime({ device, threads }) {
 /** What the keys and values of the prefix depend on: the model's files and the tokens. `fgtune/site/prompt_cache.py` makes the same. */
 async function prefixHash({ variant }) {
   const { weights } = site.variants[variant];
-  const ids = engine.prefixIds(tools, site.trigger ?? TRIGGER);
+  const ids = engine.prefixIds(tools, ...atTwoTimes(site.developer_turn));
   const text = [...weights.map((path) => store.files.get(path).sha256), ids.join(',')].join('\n');
   return (await sha256(new TextEncoder().encode(text))) ?? text;
 }
@@ -212,7 +213,7 @@ async function readyPrefix(candidate, id, signal) {
     return 'kept';
   }
   post(id, { type: 'step', step: 'reading the tools once (kept for the next visit)' });
-  const ids = engine.prefixIds(tools, site.trigger ?? TRIGGER);
+  const ids = engine.prefixIds(tools, ...atTwoTimes(site.developer_turn));
   await engine.prefill(ids, { signal });
   const tensors = Object.fromEntries(Object.entries(engine.stored.tensors).map(([key, { dims, data }]) => [key, { dims, data }]));
   await store.remember(name, writePromptCache({ hash, ids, tensors }));

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     submod_attrs={
         "augment": ["augment", "combine"],
         "batches": ["Batch", "make_batch"],
+        "developer_turn": ["DeveloperTurn", "trained_turn"],
         "examples": ["calls_per_tool", "first_calls", "first_query", "label"],
         "grouping": ["group_examples"],
         "novelty": ["novelty_of", "with_novelty"],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import TrainError
+from .prefixes import shared_length
 from .rows import Row
 
 
@@ -26,12 +27,10 @@ class Batch:
 
 
 def make_batch(rows: Sequence[Row]) -> Batch:
-    """The batch of rows that share their first `prefix` tokens; the split moves forward if a target needs it."""
+    """The batch of rows over what their prefixes have in common; the split moves forward if a target needs it."""
     length = min(min(r.prefix, max(first_target(r) - 1, 0)) for r in rows)
+    length = shared_length([r.ids[:length] for r in rows])
     prefix = tuple(rows[0].ids[:length])
-    for r in rows:
-        if tuple(r.ids[:length]) != prefix:
-            raise TrainError("rows of one batch must begin with the same prefix")
     where, targets, suffixes = [], [], []
     for b, r in enumerate(rows):
         suffixes.append(tuple(r.ids[length : last_target(r)]))  # the last target is predicted, never read

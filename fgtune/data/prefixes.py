@@ -20,8 +20,11 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Length of the longest common prefix that leaves at least one token to every row."""
     if not rows:
         return 0
+    return max(0, min(shared_length(rows), min(len(r) for r in rows) - 1))
+
+
+def shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """With how many equal tokens the rows begin (at least one row)."""
     low, high = min(rows), max(rows)
-    n = 0
-    while n < min(len(low), len(high)) and low[n] == high[n]:
-        n += 1
-    return max(0, min(n, min(len(r) for r in rows) - 1))
+    ends = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    return next(ends, min(len(low), len(high)))

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..format.findings import FindingsTable
+from .developer_turn import trained_turn
 from .examples import calls_per_tool
 from .given import is_given, left_out, lint_given
 from .novelty import NEW, SEEN, with_novelty
@@ -19,12 +20,14 @@ class SplitAudit:
     `held_out`: by tool, the cases whose first answer calls it. `untrained`: tools that some example calls, but no
     training example. `findings`: what there is to say where fewer cases are held out than asked for, and about splits
     that the files give. `reported`: those of `leaks` that a given split came with. `left_out`: given held-out examples
-    that are not used. `splits`: as they were, with the `novelty` of each held-out call; `novelty`: how many of each."""
+    that are not used. `splits`: as they were, with the `novelty` of each held-out call; `novelty`: how many of each.
+    `developer_turn`: that of most training examples, as JSON (`DeveloperTurn.to_json`)."""
 
     leaks: list[tuple[str, str, float]]
     copying: float
     held_out: dict[str, int]
     untrained: list[str]
+    developer_turn: dict
     findings: FindingsTable
     reported: list[tuple[str, str, float]]
     left_out: int
@@ -73,6 +76,7 @@ def audit_split(
         copying=nearest_neighbour_score(splits),
         held_out=held_out_per_tool(splits, tools),
         untrained=[name for name, count in called.items() if count and not trained.get(name)],
+        developer_turn=trained_turn(splits["train"])[0].to_json(),
         findings=FindingsTable(findings),
         reported=reported,
         left_out=left_out(splits, examples),

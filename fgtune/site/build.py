@@ -13,6 +13,7 @@ from pathlib import Path
 from ..core.errors import DeployError
 from ..core.files import write_json
 from ..core.folders import replace_folder
+from ..data.developer_turn import DeveloperTurn
 from ..export.layout import VARIANTS, model_file
 from .manifest import READ_BY_PAGE, SITE_FORMAT, file_entries, file_entry, shell_paths, variant_entry
 from .model_files import copy_model_files, copy_variant
@@ -43,7 +44,7 @@ def build_site(
     examples: Iterable = (),
     prefix: bool = True,
     title: str | None = None,
-    trigger: str | None = None,
+    developer_turn: DeveloperTurn | None = None,
     max_tokens: int = 256,
     functions_file=None,
     constrained: bool = False,
@@ -56,7 +57,8 @@ def build_site(
     with `prefix` the keys and values of the tool declarations are computed for each variant and shipped;
     `functions_file` is a JavaScript module that exports `functions` (tool name -> function) in place of the default;
     with `constrained` the page decodes under the grammar unless told otherwise, and the arguments `verbatim`
-    (`tool.argument`) hold words of the dialogue. A file larger than `part_mb` MiB, the host's limit, stands in pieces,
+    (`tool.argument`) hold words of the dialogue. The page sends `developer_turn`, as it was trained, with the dates of
+    the moment; the base model's own by default. A file larger than `part_mb` MiB, the host's limit, stands in pieces,
     which the page joins.
     """
     from ..format.template import TRIGGER
@@ -66,11 +68,11 @@ def build_site(
     names = [variants] if isinstance(variants, str) else list(dict.fromkeys(variants))
     check_input(model_dir, names, out_dir)
     piece_size(part_mb)
-    trigger = TRIGGER if trigger is None else trigger
+    turn = developer_turn or DeveloperTurn(TRIGGER)
     tools = for_template(normalize_tools(tools))
     samples = [text for text in map(query_text, examples) if text][:SAMPLES]
-    about = {"title": title, "trigger": trigger, "max_tokens": max_tokens, "constrained": constrained,
-             "verbatim": list(verbatim), "samples": samples, "tools": tools}  # fmt: skip
+    about = {"title": title, "trigger": turn.template, "developer_turn": turn.to_json(), "max_tokens": max_tokens,
+             "constrained": constrained, "verbatim": list(verbatim), "samples": samples, "tools": tools}  # fmt: skip
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=out_dir.name + ".", dir=out_dir.parent))
     try:
@@ -120,17 +122,19 @@ def _fill(work: Path, model_dir: Path, names: list[str], prefix: bool, about: di
     prefixes: dict[str, dict | None] = dict.fromkeys(names)
     if prefix:
         (work / "prefix").mkdir()
+        turn = DeveloperTurn.from_json(about["developer_turn"])
         for name in names:
             hashes = [entries[path]["sha256"] for path in weights[name]]
-            summary = precompute_prompt_cache(work / "model", name, about["tools"], about["trigger"], about["samples"],
+            summary = precompute_prompt_cache(work / "model", name, about["tools"], turn, about["samples"],
                                               work / f"prefix/{name}.safetensors", hashes)  # fmt: skip
             prefixes[name] = summary
             entries[summary["path"]] = file_entry(work, summary["path"])
     files = sorted(entries.values(), key=lambda entry: entry["path"])
+    said = [about["tools"], about["trigger"], *about["developer_turn"]["fields"]]
     model = [[entry["path"], entry["sha256"]] for entry in files if entry["path"].startswith("model/")]
     return {
         "format": SITE_FORMAT,
-        "hash": hashlib.sha256(json.dumps([model, about["tools"], about["trigger"]]).encode()).hexdigest(),
+        "hash": hashlib.sha256(json.dumps([model, *said]).encode()).hexdigest(),
         **about,
         "model": "model",
         "runtime": runtime,

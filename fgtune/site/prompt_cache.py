@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import DeployError
+from ..data.developer_turn import DeveloperTurn
 from .manifest import read_manifest
 from .pieces import join_file
 
@@ -19,10 +20,11 @@ METADATA = "prompt_cache"  # one entry, because the library writes several in an
 
 
 def precompute_prompt_cache(
-    model_dir, variant: str, tools: list[dict], trigger: str, samples: Sequence[str], path, weights: list[str]
+    model_dir, variant: str, tools: list[dict], turn: DeveloperTurn, samples: Sequence[str], path, weights: list[str]
 ) -> dict:
-    """Write the keys and values of the developer turn (trigger and declarations) as safetensors; returns a summary.
+    """Write the keys and values of the developer turn (with the declarations) as safetensors; returns a summary.
 
+    Where the turn has a date, they are those of what comes before it.
     Stored as float16 when the answers to `samples` stay the same token for token, else as the graph has them.
     `weights` are the SHA-256 of the variant's files: with the token ids they make the hash that the page checks.
     """
@@ -31,7 +33,7 @@ def precompute_prompt_cache(
     from ..runtimes.onnxruntime import OrtGenerator
 
     generator = OrtGenerator(model_dir, variant, max_tokens=ROUNDING_TOKENS)
-    ids = prefix_ids(generator.encode, tools, trigger)
+    ids = prefix_ids(generator.encode, tools, turn)
     if not ids:
         raise DeployError("two prompts share no tokens: no prompt cache can be computed")
     model = generator.model
@@ -39,6 +41,7 @@ def precompute_prompt_cache(
     exact = {name: np.ascontiguousarray(value.numpy()) for name, value in zip(model.past_names, past, strict=True)}
     with np.errstate(over="ignore"):
         arrays = {name: array.astype(np.float16) for name, array in exact.items()}
+    trigger = turn.at_two_times()[1]
     asked = [question(text, tools, trigger) for text in list(samples)[:4] or ["a"]]
     if model.past_dtype == np.float32 and not same_answers(
         generator, asked, generator.generate_ids(asked), ids, arrays
@@ -69,9 +72,10 @@ def stored_prompt_cache(site_dir: str | Path, variant: str) -> tuple[list[int], 
             return ids, {name: file.get_tensor(name) for name in file.keys()}
 
 
-def prefix_ids(encode, tools: list[dict], trigger: str) -> list[int]:
-    """The token ids that every question about `tools` begins with (as web/engine.js finds them)."""
-    a, b = (encode(question(text, tools, trigger)) for text in ("a", "7"))
+def prefix_ids(encode, tools: list[dict], turn: DeveloperTurn) -> list[int]:
+    """The token ids that every question about `tools` begins with, at any time (as web/engine.js finds them)."""
+    texts = zip(("a", "7"), turn.at_two_times(), strict=True)
+    a, b = (encode(question(text, tools, trigger)) for text, trigger in texts)
     count = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return list(a[:count])
 

@@ -15,22 +15,36 @@ from ..engines.mlx_step import batch_arrays
 def plan_epoch(rows: Sequence[Row], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Indices of every row once, shuffled, in batches whose rows share their prefix; a function of seed and epoch.
 
-    When `batch_size` does not divide the rows of one prefix, their batches are of nearly equal size. Rows are not
-    sorted by length: rows of like length are rows of like kind, and steps of text answers alone undo what calls have
-    learned.
+    Prefixes of too few rows to fill half a batch, as of developer turns with a date each, are batched together: such a
+    batch shares what its prefixes have in common (`make_batch`). When `batch_size` does not divide the rows, batches
+    are of nearly equal size. Rows are not sorted by length: rows of like length are rows of like kind, and steps of
+    text answers alone undo what calls have learned.
     """
     rng = random.Random(f"{seed}/{epoch}")
     groups: dict[tuple, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(tuple(row.ids[: row.prefix]), []).append(i)
-    batches = []
+    batches, small = [], []
     for group in groups.values():
         rng.shuffle(group)
-        count = math.ceil(len(group) / batch_size)
-        edges = [round(k * len(group) / count) for k in range(count + 1)]
-        batches += [group[a:b] for a, b in pairwise(edges)]
+        if 2 * len(group) <= batch_size:
+            small.append(group)
+        else:
+            batches += _equal_parts(group, batch_size)
+    if len(small) > 1:
+        rng.shuffle(small)
+    batches += _equal_parts([i for group in small for i in group], batch_size)  # rows of one prefix side by side
     rng.shuffle(batches)
     return batches
+
+
+def _equal_parts(group: list[int], most: int) -> list[list[int]]:
+    """`group` cut into the fewest parts of at most `most`, of nearly equal size."""
+    if not group:
+        return []
+    count = math.ceil(len(group) / most)
+    edges = [round(k * len(group) / count) for k in range(count + 1)]
+    return [group[a:b] for a, b in pairwise(edges)]
 
 
 def batches_from(rows: Sequence[Row], batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:

@@ -18,6 +18,7 @@ from ...format.findings import Finding
 from ...format.lint import lint_examples, repair_examples
 from ...format.tools import repair_tools
 from ..conflicts import lint_conflicts
+from ..developer_turn import lint_developer_turn
 from .anthropic import from_anthropic, has_blocks
 from .chat import from_chat
 from .completion import from_completion
@@ -86,7 +87,7 @@ def load_examples(
     rows, notes = _repair(rows, path.name)
     length = {"count_tokens": count_tokens, "max_seq_length": max_seq_length}
     lint = lint_examples(rows, tools, source=path.name, **length)
-    return rows, findings + notes + lint + lint_conflicts(rows, path.name)
+    return rows, findings + notes + lint + lint_conflicts(rows, path.name) + lint_developer_turn(rows, path.name)
 
 
 def _repair(rows: list[dict], source: str) -> tuple[list[dict], list[Finding]]:
