@@ -15,6 +15,8 @@ from pathlib import Path
 from ..core.errors import ToolMissing
 from ..core.project import project_root
 from ..export.layout import VARIANTS, loading, model_file
+from ..format.messages import normalize_messages
+from ..format.tools import normalize_tools
 from .constrained import Constraint
 
 NODE_MAJOR = 20
@@ -176,6 +178,10 @@ class NodeGenerator(NodeProcess):
         """The prompt as transformers.js renders it from the template that travels with the model."""
         request = {"op": "render", "messages": messages, "tools": tools, "addGenerationPrompt": add_generation_prompt}
         return next(self.ask(request))["text"]
+
+    def render_chat(self, messages: list[dict], tools: list[dict]) -> str:
+        """The prompt of chat rows, normalised as `format.render` does; the answer is to follow. Raises FormatError."""
+        return self.render(normalize_messages(messages), normalize_tools(tools), add_generation_prompt=True)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids by the JavaScript tokenizer, nothing added."""
