@@ -1,5 +1,6 @@
 """Examples made of examples: what is exchanged, what is left alone, and that query and call still agree."""
 
+import hashlib
 import json
 import re
 
@@ -127,6 +128,37 @@ def test_a_call_with_a_text_that_was_not_said_is_left_alone():
     assert any(row["messages"] != rows[2]["messages"] for row in fresh if row["id"].startswith("e3"))
 
 
+def test_a_call_with_a_number_that_may_follow_from_a_text_is_left_alone():
+    """Another place lies at other degrees. The length of a week follows from no place."""
+    cities = ("Oslo", "Rome", "Lima", "Quito", "Cairo", "Delhi", "Seoul", "Tunis", "Sofia", "Kyiv", "Bern", "Riga")
+
+    def changed(more, query="Weather in {}"):
+        rows = [example(i, query.format(c), weather(city=c, **more(i))) for i, c in enumerate(cities)]
+        return [row for row in augment(rows, 1, 0) if row["messages"] != rows[int(row["id"][1:-2])]["messages"]]
+
+    assert not changed(lambda i: {"latitude": 10.5 + i}) and not changed(lambda i: {"zone": 100 + i})
+    assert changed(lambda i: {"days": 7}, "Weather in {} this week")
+
+
+def test_common_words_of_a_small_set_are_not_exchanged():
+    """A song is no album; the cities, each of which comes once, are exchanged."""
+    words, cities = ("song", "album"), [a + b for a in ("Kor", "Bel", "Tam", "Rin") for b in ("dale", "ford", "by", "")]
+    calls = [weather(city=city, kind=words[i % 2]) for i, city in enumerate(cities)]
+    rows = [example(i, f"Play the {c['kind']} in {c['city']}", (name, c)) for i, (name, c) in enumerate(calls)]
+    fresh = augment(rows, 2, 0)
+    assert all(words[int(row["id"].split("+")[0][1:]) % 2] == first_calls(row)[0].arguments["kind"] for row in fresh)
+    assert any(first_calls(row)[0].arguments["city"] not in cities for row in fresh)
+
+
+def test_the_shipped_examples_give_what_they_gave(shipped):
+    """The recorded run is trained on them: a rule for other data must not touch these."""
+    made = augment(shipped[1], 2, 7)
+    text = json.dumps(made + combine(shipped[1] + made, 400, 7), sort_keys=True)
+    assert (
+        hashlib.sha256(text.encode()).hexdigest() == "d976bd869317feb27d873cd117b3e8c638defd690fb40045ecdf1189cc834a66"
+    )
+
+
 def test_seeded_distinct_and_clean(shipped):
     tools, examples = shipped[0], shipped[1][:400]
     fresh = augment(examples, 2, 7)
@@ -185,6 +217,18 @@ def test_a_capital_becomes_small_unless_an_argument_has_it():
     assert any("Oslo and is Ada invited" in query for query in joined)
     assert all(". Is Ada" in query for query in joined if query.endswith("Is Ada invited"))
     assert all("Paris" in query for query in joined if "now" in query)
+
+
+def test_requests_are_joined_without_english_words_where_the_examples_have_none():
+    two = example(9, "Oslo, Bergen bitte", weather(city="Oslo"), weather(city="Bergen"))
+    rows = [example(1, "Wetter in Oslo", weather(city="Oslo")), example(2, "Wetter in Rom", weather(city="Rom")), two]
+    joined = {first_query(row) for seed in range(20) for row in combine(rows, 4, seed)}
+    assert joined and all(re.fullmatch(r"Wetter in \w+[.;] [Ww]etter in \w+", query) for query in joined)
+    rows = [example(1, "東京の天気は？", weather(city="東京")), example(2, "今日の銀座", weather(city="銀座")), two]
+    assert {first_query(row) for row in combine(rows, 4, 0)} == {
+        "東京の天気は？今日の銀座",
+        "今日の銀座。東京の天気は？",
+    }
 
 
 def test_a_dictated_text_is_not_followed_by_anything():

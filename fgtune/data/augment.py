@@ -178,17 +178,26 @@ def _open_places(places: list[list[_Place]]) -> list[list[_Place]]:
     return [[p for p in found if not (p.key[:2] in closed and common(p.value))] for found in places]
 
 
+def _numbers(value: Any, names: tuple) -> Iterator[tuple[tuple, int | float]]:
+    """(names that lead to it, number) of every number in a value, items of lists without a name."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, (*names, name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, names)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield names, value
+
+
 def _unsaid_numbers(example: dict) -> Iterator[tuple[int, tuple, int | float, tuple]]:
     """The numbers of an example that its query does not hold: the number of the call, tool and names of the argument,
     value, and the texts of the same call."""
-    schemas = {tool["name"]: tool.get("parameters", {}) for tool in plain_tools(example["tools"])}
     for i, call in enumerate(first_calls(example)):
-        values = list(leaves(call.arguments, schemas.get(call.name, {})))
-        texts = tuple(value for _, value in values if isinstance(value, str))
-        for path, value in values:
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                if not re.search(_whole(value), first_query(example)):
-                    yield i, (call.name, *(part for part in path if isinstance(part, str))), value, texts
+        texts = tuple(value for _, value in leaves(call.arguments, {}) if isinstance(value, str))
+        for key, value in _numbers(call.arguments, (call.name,)):
+            if not re.search(_whole(value), first_query(example)):
+                yield i, key, value, texts
 
 
 def _following_numbers(examples: list[dict]) -> set[tuple]:
