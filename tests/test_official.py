@@ -170,6 +170,13 @@ def test_leaks_of_given_splits_are_reported_and_others_are_not(tmp_path):
     assert {held for held, _, _ in audit_split(mixed, rows, TOOLS, **SIZES).unreported} == {"train-0001"}
 
 
+def test_a_tool_that_only_the_given_test_calls_is_a_warning(tmp_path):
+    rows = read_examples(folder(tmp_path, train=TRAIN[:20], valid=VALID, test=TEST), TOOLS)
+    audit = audit_split(split_examples(rows, **SIZES), rows, TOOLS, **SIZES)
+    assert audit.untrained == []
+    assert [f.tool for f in audit.findings.findings if f.code == "split-untrained"] == ["horn"]
+
+
 def test_without_given_splits_nothing_is_reported():
     rows = [{**e, "id": str(i)} for i, e in enumerate(as_rows(TRAIN))]
     splits = random_split([*rows, {**rows[0], "id": "twin"}, {**rows[1], "id": "twin 2"}], valid=9, test=9, seed=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ..format.findings import FindingsTable
+from ..format.findings import Finding, FindingsTable
 from .developer_turn import trained_turn
 from .examples import calls_per_tool
 from .given import is_given, left_out, lint_given
@@ -70,7 +70,12 @@ def audit_split(
     labelled = with_novelty(splits)
     kinds = Counter(e.get("novelty") for name in ("valid", "test") for e in labelled[name])
     findings = lint_splits(splits, tools, valid=valid, test=test) + lint_given(splits, examples, reported, similarity)
-    called, trained = (calls_per_tool(rows, tools) for rows in (examples, splits["train"]))
+    ours = [e for e in examples if not is_given(e, e.get("split", ""))]
+    called, trained, everywhere = (calls_per_tool(rows, tools) for rows in (ours, splits["train"], examples))
+    for name, count in everywhere.items():
+        if count and not called.get(name):
+            text = "Only given validation or test examples call this tool: it is not trained."
+            findings.append(Finding("warning", "split-untrained", text, tool=name))
     return SplitAudit(
         leaks=found,
         copying=nearest_neighbour_score(splits),
