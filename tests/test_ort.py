@@ -57,6 +57,8 @@ def test_batches_and_the_shared_prefix_change_nothing(folder, batch_size, monkey
     assert generator.generate_ids(PROMPTS[::-1]) == expected[::-1]  # the prefix is known by now
     assert generator.generate_ids(PROMPTS[1:2]) == expected[1:2]
     assert generator.generate_ids(["<bos>hello"]) == [by_hand(folder, "<bos>hello", 10)]
+    dated = [prompt.replace("You can", f"Day {day}. You can") for day, prompt in enumerate(PROMPTS)]
+    assert generator.generate_ids(dated) == [by_hand(folder, prompt, 10) for prompt in dated], "turns that differ"
 
 
 def test_rows_stop_each_at_their_own_stop_token(folder):
