@@ -39,7 +39,11 @@ def train(run: Run, model, tokenizer, rows: dict[str, Sequence[Row]], evaluate: 
         adapters, data = {name: getattr(p, name) for name in ADAPTERS}, run.input("01_data")
         return train_on_workers(p.workers, run.base(), data, adapters, config, out, p.max_tokens, show)
     log = reporting_callback(p.report_to, out / "logs", vars(p))
-    return train_here(model, tokenizer, rows["train"], rows["valid"], config, out, evaluate, show, log)
+    history = train_here(model, tokenizer, rows["train"], rows["valid"], config, out, evaluate, show, log)
+    done = sorted(history.reports + history.evals, key=lambda record: (record["iter"], record["kind"] == "eval"))
+    for record in [] if show.records else done:  # taken over whole: what was said then
+        show(record)
+    return history
 
 
 class LiveTraining:
