@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from make_format_cases import tool_lists
 
-from fgtune.format.findings import Finding, SchemaError, findings_table
+from fgtune.format.findings import Finding, FindingsTable, SchemaError
 from fgtune.format.lint import lint_examples, repair_examples
 from fgtune.format.template import TRIGGER, render
 from fgtune.format.tools import lint_tools, repair_tools
@@ -288,8 +288,8 @@ def test_a_slip_gets_a_suggestion():
     findings = lint_examples(
         [row([("get_wether", {"city": "Bonn"})]), row([("get_weather", {"city": "a", "unti": "C"})])], [WEATHER]
     )
-    assert 'Did you mean "get_weather"?' in str(findings_table(findings))
-    assert 'Did you mean "unit"?' in str(findings_table(findings))
+    assert 'Did you mean "get_weather"?' in str(FindingsTable(findings))
+    assert 'Did you mean "unit"?' in str(FindingsTable(findings))
 
 
 def test_a_tool_without_parameters_takes_no_argument():
@@ -398,14 +398,14 @@ def test_repaired_examples():
 
 def test_the_table():
     findings = [Finding("warning", "w", "Second."), Finding("error", "e", "Use <b>.", "a.json", "e1", "f", "p")]
-    table = findings_table(findings)
+    table = FindingsTable(findings)
     assert str(table) == "error: a.json · e1 · f · p: Use <b>.\nwarning: Second.\n1 error, 1 warning"
     assert "Use &lt;b&gt;." in table._repr_html_() and table._repr_html_().index("Use") < table._repr_html_().index(
         "Second"
     )
     assert (len(table), len(table.errors)) == (2, 1)
-    assert str(findings_table([])) == "nothing to report" and "nothing to report" in findings_table([])._repr_html_()
-    many = findings_table(findings * 50, limit=3)
+    assert str(FindingsTable([])) == "nothing to report" and "nothing to report" in FindingsTable([])._repr_html_()
+    many = FindingsTable(findings * 50, limit=3)
     hidden = "… and 47 more of level error, 50 more of level warning"
     assert hidden in str(many) and hidden in many._repr_html_() and hidden in many.columns()
     assert "50 errors, 50 warnings" in str(many)

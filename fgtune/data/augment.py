@@ -18,7 +18,6 @@ from typing import Any
 
 from ..format.grammar import UNSPACED
 from .examples import first_calls, first_query, leaves
-from .readers.tools import plain_tools
 
 AND = (". ", "; ", ", then ", " and ", ". Also, ", ". Then ")  # what may stand between two requests in English
 ENGLISH = re.compile(r"\b(and|then|also)\b", re.IGNORECASE)  # in a request for several calls, it shows the language
@@ -150,7 +149,7 @@ def _places(example: dict) -> list[_Place]:
     if not _is_single_turn(example):
         return []
     query, found = first_query(example), []
-    schemas = {tool["name"]: tool.get("parameters", {}) for tool in plain_tools(example["tools"])}
+    schemas = {tool["name"]: tool.get("parameters", {}) for tool in example["tools"]}
     for i, call in enumerate(first_calls(example)):
         values = list(leaves(call.arguments, schemas.get(call.name, {})))
         if any(isinstance(value, str) and value.casefold() not in query.casefold() for _, value in values):

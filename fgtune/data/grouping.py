@@ -10,7 +10,6 @@ import numpy as np
 
 from ..format.calls import Call
 from .examples import first_calls, first_query
-from .readers.tools import plain_tools
 
 CELLS = 1 << 22  # of a block of the table of likenesses: 16 MB
 
@@ -93,7 +92,7 @@ def calls_key(calls: tuple[Call, ...]) -> str:
 def has_open_value(example: dict) -> bool:
     """Whether the first calls hold a text or a number that the schema does not enumerate."""
     calls = first_calls(example)
-    schemas = {tool["name"]: tool.get("parameters") or {} for tool in plain_tools(example["tools"])} if calls else {}
+    schemas = {tool["name"]: tool.get("parameters") or {} for tool in example["tools"]} if calls else {}
     return any(_is_open(call.arguments, schemas.get(call.name, {})) for call in calls)
 
 

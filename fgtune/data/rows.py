@@ -13,7 +13,6 @@ from ..format.findings import SchemaError
 from ..format.template import render
 from .examples import first_calls, first_query, first_turn, is_learned
 from .readers.files import DataError, read_json
-from .readers.tools import plain_tools
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def case_of(example: dict) -> Case:
         raise DataError(f"{example['id']} has no assistant turn: nothing to score")
     prompt = render(example["messages"][:turn], example["tools"], add_generation_prompt=True)
     answer = example["messages"][turn].get("content") or ""
-    query, calls, tools = first_query(example), first_calls(example), tuple(plain_tools(example["tools"]))
+    query, calls, tools = first_query(example), first_calls(example), tuple(example["tools"])
     return Case(example["id"], query, prompt, calls, answer, tools, example.get("novelty", ""))
 
 

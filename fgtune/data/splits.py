@@ -14,7 +14,6 @@ from .examples import NO_CALL, SEVERAL, first_calls, first_query, label
 from .given import given_splits, is_given, stratified_sample
 from .grouping import CELLS, group_examples, has_open_value, sorted_words
 from .readers.files import DataError
-from .readers.tools import plain_tools
 
 SHARE = 3  # at most one of so many examples is held out
 
@@ -137,7 +136,7 @@ def held_out_per_tool(splits: dict[str, list[dict]], tools: list[dict]) -> dict[
     counts = Counter(
         name for split in ("test", "valid") for e in splits[split] for name in {call.name for call in first_calls(e)}
     )
-    return {tool["name"]: counts[tool["name"]] for tool in plain_tools(tools)}
+    return {tool["name"]: counts[tool["name"]] for tool in tools}
 
 
 def random_split(examples: list[dict], *, valid: int, test: int, seed: int) -> dict[str, list[dict]]:

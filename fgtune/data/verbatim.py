@@ -9,7 +9,6 @@ from itertools import accumulate
 
 from ..format.grammar import PIECE
 from .examples import first_calls, first_query, leaves
-from .readers.tools import plain_tools
 
 VERBATIM_FROM = 10  # values that must have been copied, each of them, for an argument to count as copied
 
@@ -27,7 +26,7 @@ def verbatim_arguments(examples: Iterable[dict]) -> dict[str, int]:
     items of a list), with the number of values. Fewer than ten show nothing; enumerated values need no copying."""
     count, copied = Counter(), Counter()
     for example in examples:
-        schemas = {tool["name"]: tool.get("parameters") or {} for tool in plain_tools(example["tools"])}
+        schemas = {tool["name"]: tool.get("parameters") or {} for tool in example["tools"]}
         for call in first_calls(example):
             for path, value in leaves(call.arguments, schemas.get(call.name, {})):
                 if isinstance(value, str):

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
         "calls": ["Call", "CallSyntaxError", "format_call", "parse_calls", "same_call"],
-        "findings": ["Finding", "FindingsTable", "FormatError", "SchemaError", "findings_table"],
+        "findings": ["Finding", "FindingsTable", "FormatError", "SchemaError"],
         "grammar": ["GrammarError", "tool_grammar", "user_spans"],
         "lint": ["lint_examples", "repair_examples"],
         "messages": ["normalize_messages"],

@@ -100,11 +100,6 @@ class FindingsTable:
         return f"{table}<p>{html.escape(' '.join(filter(None, [self._rest(), self.summary])))}</p>"
 
 
-def findings_table(findings: Iterable[Finding], limit: int = 60) -> FindingsTable:
-    """The findings as an object that shows itself as a table in a notebook and as lines when printed."""
-    return FindingsTable(findings, limit)
-
-
 def reporter(findings: list[Finding], file: str = "", example: str = "", tool: str = "") -> Callable:
     """A function report(level, code, where, message, tool=…) that adds to `findings`."""
 

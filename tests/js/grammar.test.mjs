@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import test from 'node:test';
 import { parseCalls } from '../../web/calls.js';
 import { GrammarProcessor, compileGrammar, userSpans, sortVocabulary } from '../../web/grammar.js';
+import { fits } from './fits.mjs';
 import { checkCall } from '../../web/schema.js';
 
 const STOPS = ['<start_function_response>', '<end_of_turn>', '<eos>'];
@@ -155,17 +156,6 @@ test('what grammars of one vocabulary keep for each other is right for each', ()
     }
   }
 });
-
-/** Whether a whole answer fits, control tokens as such. */
-function fits(grammar, text) {
-  let state = grammar.start;
-  for (const part of text.split(/(<(?:start|end)_[a-z_]+>|<escape>)/)) {
-    if (/^<(?:(?:start|end)_[a-z_]+|escape)>$/.test(part)) state = grammar.controls(state).find(([token]) => token === part)?.[1] ?? -1;
-    else for (const byte of new TextEncoder().encode(part)) if (state >= 0) state = grammar.step(state, byte);
-    if (state < 0) return false;
-  }
-  return grammar.states[state].distance === 0;
-}
 
 test('a verbatim argument holds words of the request', () => {
   const text = { type: 'string' };
