@@ -117,10 +117,8 @@ def _turns_are_apart(tokenizer) -> bool:
     """
     added = tokenizer.added_tokens_decoder.values()
     marker = next((token for token in added if token.content == TURN_START), None)
-    cut = "\n" + TURN_START[0]
-    return bool(
-        marker and not (marker.lstrip or marker.normalized) and not any(cut in token.content for token in added)
-    )
+    reaches = any(f"\n{TURN_START[0]}" in token.content for token in added)
+    return bool(marker and not marker.lstrip and not marker.normalized and not reaches)
 
 
 def _learned_spans(messages: list[dict], tools: list[dict], text: str) -> list[tuple[int, int]]:

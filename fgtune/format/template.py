@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jinja2
 import jinja2.ext
-import jinja2.sandbox
 
 from .findings import FormatError
 from .messages import normalize_messages
@@ -24,7 +23,7 @@ def render(messages: list[dict], tools: list[dict] | None = None, add_generation
 def render_parts(
     messages: list[dict], tools: list[dict] | None = None, add_generation_prompt: bool = False
 ) -> tuple[str, str]:
-    """The text in two parts: the first turn with the declarations of the tools, and what follows it. Raises as `render`.
+    """The text in two parts: the first turn with the tools' declarations, and what follows it. Raises as `render`.
 
     The first part, from `<bos>` on, is kept from one text to the next. The second begins with a control token, or is
     empty.
@@ -57,13 +56,14 @@ def _developer_turn(content: str | None, tools: str) -> str:
 
 @lru_cache(maxsize=1)
 def _template() -> jinja2.Template:
-    """The chat template, in an environment set up like the one of transformers' `apply_chat_template`."""
+    """The chat template, in an environment set up like the one of transformers' `apply_chat_template`.
+
+    Without its sandbox, which looks into every name on every row: the template is our own.
+    """
 
     def raise_exception(message):
         raise FormatError(message)
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-    )
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
     environment.globals["raise_exception"] = raise_exception
     return environment.from_string(TEMPLATE_FILE.read_text(encoding="utf-8"))
