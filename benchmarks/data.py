@@ -61,7 +61,8 @@ def main() -> int:
         written = json.loads((folder / "run" / "01_data" / "stage.json").read_text(encoding="utf-8"))["outputs"]
     result = {
         "rows": len(names["examples"]), "training_rows": len(names["rows"]), "seconds": round(seconds, 1),
-        "peak_gb": round(peak_gb(), 2), "steps": steps, "bytes": {name: each["bytes"] for name, each in written.items()},
+        "peak_gb": round(peak_gb(), 2), "steps": steps,
+        "bytes": {name: each["bytes"] for name, each in written.items()},
         "processor_seconds": round(time.process_time(), 1),
         "cores": os.cpu_count(), "load": os.getloadavg()[0], "python": platform.python_version(),
     }  # fmt: skip
@@ -72,9 +73,8 @@ def main() -> int:
         print(
             f"{step['seconds']:>8.1f} s {step['processor_seconds']:>8.1f} s {step['peak_gb']:>6.2f} GB  {step['step']}"
         )
-    print(
-        f"{seconds:>8.1f} s {result['processor_seconds']:>8.1f} s {result['peak_gb']:>6.2f} GB  {result['rows']:,} rows, {result['training_rows']:,} trained"
-    )
+    whole = f"{seconds:>8.1f} s {result['processor_seconds']:>8.1f} s {result['peak_gb']:>6.2f} GB"
+    print(f"{whole}  {result['rows']:,} rows, {result['training_rows']:,} trained")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0

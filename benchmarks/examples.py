@@ -1,4 +1,4 @@
-"""Exact match against the number of examples, over several data sets and seeds: what every training default is decided by.
+"""Exact match against the number of examples, on several data sets and seeds: what training defaults are decided by.
 
     python benchmarks/examples.py --sets heating pantry --sizes 10 25 --seeds 1 2 --recipes before auto
     python benchmarks/examples.py --data FOLDER --sets all --sizes 5 10 25 50 100 all --seeds 1 2 3 --json table.json
@@ -41,7 +41,7 @@ from fgtune.data.readers.tools import load_tools
 from fgtune.data.rows import case_of, tokenize
 from fgtune.data.splits import held_out_sizes, split_examples
 from fgtune.data.verbatim import verbatim_arguments
-from fgtune.evaluation.scorecards import Scorecard, score
+from fgtune.evaluation.scorecards import score
 from fgtune.models.adapters import add_lora, load_model
 from fgtune.models.base import resolve_base
 from fgtune.runtimes.constrained import Grammar
@@ -253,7 +253,9 @@ def table(results: list[dict]) -> list[dict]:
 
 def print_table(results: list[dict], recipes: list[str]) -> None:
     """The table, and each further recipe against the first one on the cases that both answered."""
-    print(f"{'set':<10}{'size':>5}  {'recipe':<44}{'exact':>7}{'±':>6}{'tools':>7}{'args':>6}{'steps':>7}{'train s':>9}")
+    print(
+        f"{'set':<10}{'size':>5}  {'recipe':<44}{'exact':>7}{'±':>6}{'tools':>7}{'args':>6}{'steps':>7}{'train s':>9}"
+    )
     for r in table(results):
         spread = "" if r["spread"] is None else f"{100 * r['spread']:.1f}"
         print(
@@ -293,12 +295,18 @@ def main() -> None:
     for number, fit in enumerate(grid, 1):
         path = fit.path(args.out)
         if not path.exists():
-            print(f"[{number}/{len(grid)}] {fit.set}, {fit.size or 'all'} per tool, seed {fit.seed}, {fit.recipe}", flush=True)
+            print(
+                f"[{number}/{len(grid)}] {fit.set}, {fit.size or 'all'} per tool, seed {fit.seed}, {fit.recipe}",
+                flush=True,
+            )
             value = run(fit, load_set(fit.set, fit.part, args.data))
             part = path.with_suffix(".part")
             part.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
             part.replace(path)
-            print(f"    {value['summary']['exact']:.1%} of {value['summary']['cases']}, {value['train_seconds']:.0f} s", flush=True)
+            print(
+                f"    {value['summary']['exact']:.1%} of {value['summary']['cases']}, {value['train_seconds']:.0f} s",
+                flush=True,
+            )
         results.append(json.loads(path.read_text(encoding="utf-8")))
     print_table(results, args.recipes)
     if args.json:

@@ -69,7 +69,9 @@ class _ToolSets:
         if key not in self.known:
             source = self.source if own else self.tools_source
             normalized, notes = normalized_tools(offered, source, describe=True)
-            self.known[key] = {tool["name"]: tool for tool in normalized}, notes
+            refused = {"unnamed", *(note.tool for note in notes if note.level == "error")}
+            tools = [{"name": t["name"]} if t["name"] in refused else t for t in normalized]  # no call is held to these
+            self.known[key] = {tool["name"]: tool for tool in tools}, notes
             findings += [note for note in notes if note not in self.told]
             self.told.update(notes)
         return self.known[key]
