@@ -65,7 +65,12 @@ class _ToolSets:
             normalized, notes = normalized_tools(
                 own if own is not None else self.tools, self.source if own else self.tools_source, describe=True
             )
-            self.known[key] = {tool["name"]: tool for tool in normalized}, notes
+            refused = {
+                "unnamed",
+                *(note.tool for note in notes if note.level == "error"),
+            }  # no call is held against them
+            tools = [{"name": tool["name"]} if tool["name"] in refused else tool for tool in normalized]
+            self.known[key] = {tool["name"]: tool for tool in tools}, notes
             findings += [note for note in notes if note not in self.told]
             self.told.update(notes)
         return self.known[key]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.files import file_sha256
+from ...format.findings import one_line
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 JSON_SUFFIXES = (".json", *LINE_SUFFIXES)
@@ -23,6 +24,7 @@ class DataError(ValueError):
 
     def __init__(self, message: str, file: str = "", row: str = ""):
         place = ", ".join(part for part in (file, row) if part)
+        message = one_line(message)
         super().__init__(f"{place}: {message}" if place else message)
         self.message, self.file, self.row = message, file, row
 
