@@ -257,15 +257,19 @@ def rows_hold(text: str, suffix: str = ".json"):
 def search(hold, valid):
     """Tries `hold` on many files: the same ones each time, or others as long as FGTUNE_FUZZ_SECONDS says."""
 
-    @given(files(valid), st.sampled_from([".json", ".json", ".jsonl"]))
-    def property_(text, suffix):
-        hold(text, suffix)
+    def tried(**options):
+        @given(files(valid), st.sampled_from([".json", ".json", ".jsonl"]))
+        @settings(**options, **QUIET)
+        def property_(text, suffix):
+            hold(text, suffix)
+
+        return property_
 
     end, number = time.time() + SECONDS, 0
     if not SECONDS:
-        settings(max_examples=EXAMPLES, derandomize=True, **QUIET)(property_)()
+        tried(max_examples=EXAMPLES, derandomize=True)()
     while time.time() < end:
-        seed(number + int(end))(settings(max_examples=500, **QUIET)(property_))()
+        seed(number + int(end))(tried(max_examples=500))()
         number += 1
 
 
