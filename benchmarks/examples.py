@@ -208,20 +208,13 @@ def mcnemar(first: list[dict], second: list[dict]) -> tuple[int, int, float]:
     """(only `first` right, only `second` right, two-sided exact p) over the cases of results of the same fits."""
     a = b = 0
     for one, other in zip(first, second, strict=True):
-        right = {result["id"]: is_exact(result) for result in other["results"]}
+        right = {result["id"]: result["exact"] for result in other["results"]}
         for result in one["results"]:
-            mine, theirs = is_exact(result), right[result["id"]]
+            mine, theirs = result["exact"], right[result["id"]]
             a, b = a + (mine and not theirs), b + (theirs and not mine)
     n, low = a + b, min(a, b)
     p = min(1.0, 2 * sum(math.comb(n, k) for k in range(low + 1)) / 2**n) if n else 1.0
     return a, b, p
-
-
-def is_exact(result: dict) -> bool:
-    """Whether a kept result has exactly the expected calls."""
-    from fgtune.evaluation.judging import Result
-
-    return Result(**result).exact
 
 
 def table(results: list[dict]) -> list[dict]:
