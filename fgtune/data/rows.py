@@ -115,7 +115,7 @@ def _turns_are_apart(tokenizer) -> bool:
     the marker is one of them, takes no space from what is before it, and no other one can reach across the cut, which
     has a line break on its left.
     """
-    added = tokenizer.added_tokens_decoder.values()
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     marker = next((token for token in added if token.content == TURN_START), None)
     reaches = any(f"\n{TURN_START[0]}" in token.content for token in added)
     return bool(marker and not marker.lstrip and not marker.normalized and not reaches)
