@@ -1,7 +1,7 @@
 # make run · make test · make lab · make verify; each sets up what it needs, once.
 PYTHON   ?= python3
 VENV     ?= .venv
-PARAMS   ?= $(or $(wildcard run.yaml),params/quickstart.yaml)
+PARAMS   ?=
 PIP_ARGS ?=
 UV       ?=
 BIN      := $(VENV)/bin
@@ -33,7 +33,7 @@ node_modules/.done: package-lock.json package.json
 	fi
 
 run: setup  ## the whole series on the embedded Gemma 3 270M: runs/quickstart/11_report/report.html
-	$(BIN)/python -m fgtune_helpers run --params $(PARAMS)
+	$(BIN)/python -m fgtune_helpers run $(addprefix --params ,$(PARAMS))
 
 test: setup  ## unit tests, notebook lint, nbval, the series on a tiny model
 	$(BIN)/python -m pytest

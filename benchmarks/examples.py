@@ -34,12 +34,12 @@ sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 # ruff: noqa: E402
 
 from fgtune.core import blas
-from fgtune.data.augment import augment, combine
+from fgtune.data.augment import augment_examples
 from fgtune.data.examples import label
 from fgtune.data.readers.examples import load_examples
 from fgtune.data.readers.tools import load_tools
 from fgtune.data.rows import case_of, tokenize
-from fgtune.data.splits import held_out_sizes, split_examples
+from fgtune.data.splits import split_examples
 from fgtune.data.verbatim import verbatim_arguments
 from fgtune.evaluation.scorecards import score
 from fgtune.models.adapters import add_lora, load_model
@@ -76,7 +76,8 @@ class DataSet:
 def load_set(name: str, part: str, data: Path | None) -> DataSet:
     """A set by name; the cases of `part`, choose or report."""
     if name in SHIPPED:
-        tools, rows = _read(ROOT / f"examples/tools/{name}.json", ROOT / f"examples/requests/{name}.json")
+        tools_file = ROOT / "examples" / "tools" / ("everyday.json" if name == "everyday" else "")  # office needs all
+        tools, rows = _read(tools_file, ROOT / f"examples/requests/{name}.json")
         splits = split_examples(rows, valid=0, test=480, similarity=SIMILARITY, seed=7)
         return DataSet(tools, splits["train"], [], _half(splits["test"], part))
     folder = (ROOT / "benchmarks" / "sets" if name in SMALL else Path(data)) / name
@@ -92,7 +93,7 @@ def _read(tools_file: Path, examples_file: Path) -> tuple[list[dict], list[dict]
     rows, more = load_examples(examples_file, tools)
     if errors := [f for f in [*findings, *more] if f.level == "error"]:
         raise SystemExit(str(errors[0]))
-    return tools, [{**row, "metadata": {}} for row in rows]
+    return tools, rows
 
 
 def _half(rows: list[dict], part: str) -> list[dict]:
@@ -144,14 +145,12 @@ def settings_of(recipe: str) -> dict:
     return {**DEFAULTS, **RECIPES[name], **{key: json.loads(value) for key, value in pairs.items()}}
 
 
-def split_of(data: DataSet, fit: Fit, valid: int) -> tuple[list[dict], list[dict]]:
-    """(training, validation) examples of a fit: what its user has, split as stage 01 splits it."""
+def split_of(data: DataSet, fit: Fit, valid: int) -> dict[str, list[dict]]:
+    """The splits of a fit: what its user has, split as stage 01 splits it, but for test cases."""
     rows = sample(data.pool, fit.size, fit.seed)
     if fit.size is None and data.valid:
-        return rows, sorted(data.valid, key=lambda r: hashlib.sha256(r["id"].encode()).digest())[:valid]
-    count = held_out_sizes(len(rows), valid=valid, test=0)["valid"]
-    splits = split_examples(rows, valid=count, test=0, similarity=SIMILARITY, seed=fit.seed)
-    return splits["train"], splits["valid"]
+        return {"train": rows, "valid": sample_cases(data.valid, valid), "test": []}
+    return split_examples(rows, valid=valid, test=0, similarity=SIMILARITY, seed=fit.seed)
 
 
 def run(fit: Fit, data: DataSet) -> dict:
@@ -162,10 +161,11 @@ def run(fit: Fit, data: DataSet) -> dict:
     mx.random.seed(fit.seed)
     model, tokenizer = load_model(base)
     plain = tokenizer._tokenizer
-    kept, valid = split_of(data, fit, p["valid"])
-    made = augment(kept, p["augment"], fit.seed) if p["augment"] else []
-    made += combine(kept + made, round(p["combine"] * len(kept)), fit.seed)
-    rows = [tokenize(example, plain, LONGEST_ROW) for example in kept + made]
+    splits = split_of(data, fit, p["valid"])
+    kept, valid = splits["train"], splits["valid"]
+    varied = {"copies": p["augment"], "joined": p["combine"], "similarity": SIMILARITY, "seed": fit.seed}
+    made = augment_examples(splits, **varied)
+    rows = [tokenize(example, plain, LONGEST_ROW) for example in kept + made.examples]
     valid_rows = [tokenize(example, plain, LONGEST_ROW) for example in valid]
     adapters = {key: p[key] for key in ("rank", "scale", "dropout", "num_layers")}
     add_lora(model, **adapters, seed=fit.seed)

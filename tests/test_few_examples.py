@@ -41,6 +41,12 @@ def test_a_larger_sample_holds_the_smaller_and_each_label_has_its_share(benchmar
     assert benchmark.sample(rows, 5, seed=4) != small and benchmark.sample(rows, None, seed=3) == rows
 
 
+@pytest.mark.parametrize("name", ["everyday", "office"])
+def test_the_shipped_sets_are_read_with_the_tools_that_they_call(benchmark, name):
+    data = benchmark.load_set(name, "report", None)
+    assert len(data.pool) > 900 and len(data.cases) > 200
+
+
 def test_cases_that_choose_are_not_those_that_report(benchmark):
     parts = [{row["id"] for row in benchmark.load_set("pantry", part, None).cases} for part in ("choose", "report")]
     assert not parts[0] & parts[1] and sum(map(len, parts)) == 133

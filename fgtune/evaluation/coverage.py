@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..data.examples import leaves
 from ..data.rows import Case, case_of
-from ..data.verbatim import is_verbatim
+from ..data.verbatim import is_verbatim, text_arguments
 from ..format.calls import format_call
 from ..format.grammar import user_spans
 from ..runtimes.constrained import Constraint, Grammar
@@ -51,9 +50,8 @@ def _lets_through(constraint: Constraint, ids: list[int]) -> bool:
 def _copies(case: Case, verbatim: Iterable[str]) -> bool:
     """Whether all `verbatim` arguments of the case's calls are whole words of its request, as the grammar asks."""
     spans, names = user_spans(case.prompt), set(verbatim)
-    for call in case.calls:
-        for path, value in leaves(call.arguments, {}):
-            name = ".".join([call.name, *(part for part in path if isinstance(part, str))])
-            if isinstance(value, str) and name in names and not any(is_verbatim(value, span) for span in spans):
-                return False
-    return True
+    return all(
+        name not in names or any(is_verbatim(value, span) for span in spans)
+        for call in case.calls
+        for name, value in text_arguments(call, {})
+    )
