@@ -7,6 +7,8 @@ import pytest
 
 from fgtune.data.augment import augment, combine, shortfall
 from fgtune.data.examples import first_calls, first_query
+from fgtune.data.phrases import walk
+from fgtune.data.spans import find_spans, put
 from fgtune.format.lint import lint_examples
 
 TOOLS = [
@@ -276,3 +278,217 @@ def test_combined_examples_are_seeded_and_clean(shipped):
     assert len(made) == 100 == len({row["id"] for row in made})
     assert made == combine(examples, 100, 7) and made != combine(examples, 100, 8)
     assert not [f for f in lint_examples(made, tools, source="combined") if f.level == "error"]
+
+
+# ---------------------------------------------------------------- kinds of values
+
+
+def tool(name, properties, required=()):
+    return {"name": name, "description": "It.", "parameters": {
+        "type": "object", "properties": properties, "required": list(required)}}  # fmt: skip
+
+
+def rows_of(tools, *said):
+    """Chat rows of (query, tool, arguments)."""
+    rows = [example(i, query, (name, arguments)) for i, (query, name, arguments) in enumerate(said)]
+    return [{**row, "tools": tools} for row in rows]
+
+
+def asked_for(rows, copies=12, seeds=3):
+    """(query, arguments) of all copies."""
+    made = [row for seed in range(seeds) for row in augment(rows, copies, seed)]
+    return [(first_query(row), first_calls(row)[0].arguments) for row in made]
+
+
+LIGHT = tool("light", {"color": {"type": "string", "enum": ["red", "blue", "warm_white"]}, "on": {"type": "boolean"},
+                       "room": {"type": "string"}})  # fmt: skip
+
+
+def test_an_enumerated_value_is_exchanged_where_it_is_said_by_its_word():
+    rows = rows_of([LIGHT], ("Set the living room light to red", "light", {"color": "red"}),
+                   ("Make it cosy in here", "light", {"color": "warm_white"}),
+                   ("Not red but blue light", "light", {"color": "blue"}))  # fmt: skip
+    made = asked_for(rows)
+    changed = {(q.rstrip(".").split("to ")[-1].split(",")[0], a["color"]) for q, a in made if " to " in q}
+    assert {("blue", "blue"), ("warm white", "warm_white")} <= changed
+    assert all(a["color"] == "warm_white" for q, a in made if "cosy" in q)
+    assert all(a["color"] == "blue" for q, a in made if "but" in q), "two are said"
+
+
+def test_words_that_stand_for_a_boolean_are_learned_from_pairs_of_sentences():
+    said = [(f"turn {word} the lamp in the {room}", "light", {"on": word == "on", "room": room})
+            for word in ("on", "off") for room in ("hall", "attic")]  # fmt: skip
+    made = asked_for(rows_of([LIGHT], *said, ("switch on the lamp in the shed", "light", {"on": True, "room": "shed"})))
+    assert all(a["on"] is (" on " in q) for q, a in made)
+    assert any("switch off" in q for q, _ in made)
+    mixed = rows_of([LIGHT], *said, ("turn on the lamp in the shed", "light", {"on": False, "room": "shed"}))
+    for q, a in asked_for(mixed):
+        assert "shed" in q or a["on"] is (" on " in q), "no word that the data contradicts"
+
+
+def test_a_phrase_of_a_language_that_is_not_the_schemas():
+    zone = tool("clean", {"zone": {"type": "string", "enum": ["kitchen", "bedroom"]}})
+    said = ("주방 청소해줘", "kitchen"), ("침실 청소해줘", "bedroom"), ("지금 주방 청소 시작", "kitchen")
+    rows = rows_of([zone], *((query, "clean", {"zone": value}) for query, value in said))
+    made = asked_for(rows)
+    assert any(q.startswith("지금 침실 청소 시작") for q, _ in made)
+    assert all(a["zone"] == {"주방": "kitchen", "침실": "bedroom"}[re.search("주방|침실", q).group()] for q, a in made)
+
+
+def test_numbers_keep_to_the_range_and_the_steps_of_schema_and_data():
+    tools = [tool("volume", {"level": {"type": "integer", "minimum": 0, "maximum": 100}, "steps": {"type": "integer"}})]
+    rows = rows_of(tools, *((f"volume to {n}", "volume", {"level": n}) for n in (20, 50, 90)),
+                   *((f"louder by {n} notches", "volume", {"steps": n}) for n in (2, 6)),
+                   ("louder by 1 notch", "volume", {"steps": 1}),
+                   ("the 3rd of 7:30", "volume", {"level": 3}))  # fmt: skip
+    made = asked_for(rows)
+    levels = {a["level"] for q, a in made if "to" in q and "level" in a}
+    assert len(levels) > 4 and all(n % 10 == 0 and 0 < n <= 100 for n in levels)
+    assert {a["steps"] for q, a in made if "notches" in q} <= {2, 4, 6}
+    assert all(a["steps"] == 1 for q, a in made if re.search(r"notch\b", q)), "no singular beside another number"
+    for q, a in made:
+        assert "3rd" in q or str(next(iter(a.values()))) in re.findall(r"\d+", q)
+
+
+def test_units_and_clocks_follow_the_rule_of_all_examples():
+    tools = [tool("timer", {"seconds": {"type": "integer"}, "time": {"type": "string"}})]
+    rows = rows_of(tools, *((f"wake me in {n} minutes", "timer", {"seconds": 60 * n}) for n in (5, 10, 30)),
+                   *((f"wake me at {h} pm", "timer", {"time": f"{12 + h}:00"}) for h in (3, 7, 9)),
+                   ("wake me in a moment", "timer", {"seconds": 17}))  # fmt: skip
+    made = asked_for(rows)
+    minutes = {(int(m[1]), a["seconds"]) for q, a in made if (m := re.search(r"(\d+) minutes", q))}
+    hours = {(int(m[1]), a["time"]) for q, a in made if (m := re.search(r"(\d+) pm", q))}
+    assert len(minutes) > 3 and all(said * 60 == seconds for said, seconds in minutes)
+    assert len(hours) > 4 and all(f"{said % 12 + 12}:00" == time for said, time in hours)
+    broken = asked_for([*rows, *rows_of(tools, ("wake me in 7 minutes", "timer", {"seconds": 7}))])
+    assert {a["seconds"] for q, a in broken if re.search("(5|10|30) min", q)} <= {300, 600, 1800, 7}, "no rule of all"
+
+
+def test_numbers_of_one_call_keep_their_order():
+    tools = [tool("rate", {"stars": {"type": "integer"}, "best": {"type": "integer"}})]
+    rows = rows_of(
+        tools, *((f"rate it {a} of {b}", "rate", {"stars": a, "best": b}) for a, b in ((2, 5), (4, 6), (3, 9)))
+    )
+    made = asked_for(rows)
+    assert len({tuple(a.values()) for _, a in made}) > 3 and all(a["stars"] < a["best"] for _, a in made)
+
+
+def test_what_belongs_together_moves_together():
+    tools = [tool("trip", {"city": {"type": "string"}, "country": {"type": "string"}})]
+    home = {
+        "Lyon": "France",
+        "Oslo": "Norway",
+        "Turin": "Italy",
+        "Graz": "Austria",
+        "Porto": "Portugal",
+        "Bern": "Swiss",
+    }
+    beside = rows_of(tools, *((f"a trip to {c}, {n}", "trip", {"city": c, "country": n}) for c, n in home.items()))
+    unsaid = rows_of(tools, *((f"a trip to {c}", "trip", {"city": c, "country": n}) for c, n in home.items()))
+    for rows in (beside, unsaid):
+        made = asked_for(rows)
+        assert len({a["city"] for _, a in made}) > 3
+        assert all(home[a["city"]] == a["country"] and a["city"] in q for q, a in made)
+
+
+def test_a_country_that_may_follow_stays_with_few_examples():
+    tools = [tool("trip", {"city": {"type": "string"}, "country": {"type": "string"}})]
+    rows = rows_of(tools, *((f"a trip to {c}", "trip", {"city": c, "country": n}) for c, n in
+                            (("Rome", "Italy"), ("Milan", "Italy"), ("Nice", "France"))))  # fmt: skip
+    pairs = {(a["city"], a["country"]) for _, a in asked_for(rows)}
+    assert pairs == {("Rome", "Italy"), ("Milan", "Italy"), ("Nice", "France")}, "Rome for Milan: both are in Italy"
+
+
+def test_an_optional_clause_at_the_end_is_cut_with_its_argument():
+    tools = [tool("play", {"what": {"type": "string"}, "volume": {"type": "integer"}}, ["what"])]
+    rows = rows_of(tools, ("play Queen at volume 40", "play", {"what": "Queen", "volume": 40}),
+                   ("play Abba at volume 60", "play", {"what": "Abba", "volume": 60}),
+                   ("play Toto", "play", {"what": "Toto"}), ("play Muse", "play", {"what": "Muse"}))  # fmt: skip
+    made = asked_for(rows, 20)
+    assert all(("volume" in a) is ("volume" in q) for q, a in made)
+    short = [row for seed in range(3) for row in augment(rows[:2] * 1 + rows[2:], 20, seed) if row["id"] < "e2"]
+    assert any("volume" not in first_query(row) for row in short)
+    needed = [{**row, "tools": [tool("play", LIGHT["parameters"]["properties"], ["what", "volume"])]} for row in rows]
+    assert all("volume" in first_query(r) for r in augment(needed, 20, 0) if r["id"] < "e2"), "a required one stays"
+
+
+def test_lists_are_exchanged_and_change_their_length():
+    tools = [tool("buy", {"items": {"type": "array", "items": {"type": "string"}, "minItems": 2}})]
+    rows = rows_of(tools, ("buy milk, eggs and rice", "buy", {"items": ["milk", "eggs", "rice"]}),
+                   ("buy bread and jam", "buy", {"items": ["bread", "jam"]}),
+                   ("buy two things, tea and salt", "buy", {"items": ["tea", "salt"]}))  # fmt: skip
+    made = asked_for(rows)
+    assert {len(a["items"]) for q, a in made if "two" not in q} >= {2, 3, 4}
+    assert all(len(a["items"]) == 2 for q, a in made if "two" in q)
+    for q, a in made:
+        *some, last = a["items"]
+        assert f"{', '.join(some)} and {last}" in q and len(set(a["items"])) == len(a["items"]) >= 2
+
+
+@pytest.mark.parametrize(
+    "said, value, new, expected",
+    [
+        ("서울을 보여줘", "서울", "제주", "제주를 보여줘"),
+        ("제주로 가줘", "제주", "부산", "부산으로 가줘"),
+        ("제주로 가줘", "제주", "서울", "서울로 가줘"),
+        ("볼륨 50으로", "50", "52", "볼륨 52로"),
+        ("서울에서 출발", "서울", "제주", "제주에서 출발"),
+        ("서울을 보여줘", "서울", "Rome", None),
+        ("東京の天気", "東京", "大阪", "大阪の天気"),
+    ],
+)
+def test_korean_particles_follow_the_new_word(said, value, new, expected):
+    (span,) = find_spans(value, said)
+    assert put(said, [(*span, new)]) == expected
+
+
+def test_a_part_of_a_longer_name_is_no_place():
+    for value, text in (
+        ("Joon", "call Joon-ho"),
+        ("3", "at 3:30"),
+        ("Rome", "Romeo"),
+        ("서울", "서울역 앞"),
+        ("a@b", "a@b.de"),
+    ):
+        assert not find_spans(value, text)
+    assert find_spans("Ada", "Ada's desk") and find_spans("서울", "서울에 비가") and find_spans("京都", "京都に行く")
+
+
+def test_values_in_scripts_without_spaces_are_exchanged():
+    tools = [tool("station", {"name": {"type": "string"}})]
+    rows = rows_of(tools, *((f"{n}駅を探して", "station", {"name": n}) for n in ("浅草", "渋谷", "品川")))
+    made = asked_for(rows)
+    assert all(q.startswith(a["name"] + "駅を探して") for q, a in made) and len({a["name"] for _, a in made}) == 3
+
+
+def test_endings_are_learned_from_the_sentences_of_the_user():
+    stems = {"불 켜": "on", "불 꺼": "off", "TV 켜": "tv", "창문 켜": "go"}
+    tools = [tool(name, {}) for name in stems.values()]
+    said = [(stem + end, stems[stem], {}) for stem in list(stems)[:3] for end in ("줘", "줘요")]
+    rows = rows_of(tools, *said, ("TV 꺼줘", "off", {}), ("TV 꺼줘요", "off", {}), ("창문 켜줘", "go", {}))
+    made = {first_query(row): first_calls(row)[0].name for row in augment(rows, 3, 0)}
+    assert made["창문 켜줘요"] == "go"
+
+
+def test_a_later_call_keeps_its_words():
+    row = example(1, "A room for Ute please", text="How many nights?")
+    row["messages"] += [{"role": "user", "content": "3"}, example(2, "", invite("Ute", "x"))["messages"][2]]
+    made = augment([row, example(2, "Weather in Oslo", weather(city="Oslo"))], 6, 0)
+    assert all("Ute" in first_query(r) for r in made if r["id"].startswith("e1"))
+
+
+def test_every_value_that_changed_is_said_and_the_schema_holds(shipped):
+    examples = shipped[1][::5]
+    by_id = {row["id"]: row for row in examples}
+    changed = 0
+    for row in augment(examples, 2, 3):
+        old = by_id[re.sub(r"\+\d+$", "", row["id"])]
+        before = {(i, p): v for i, c in enumerate(first_calls(old)) for p, v, _ in walk(c.arguments, {})}
+        for i, call in enumerate(first_calls(row)):
+            for path, value, _ in walk(call.arguments, {}):
+                was = before.get((i, path))
+                if was != value and not isinstance(path[-1], int):
+                    changed += 1
+                    assert str(value) in first_query(row), (first_query(row), path, value)
+                    assert not isinstance(was, str) or was.casefold() in first_query(old).casefold()
+    assert changed > 300

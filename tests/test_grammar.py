@@ -197,7 +197,9 @@ def test_verbatim_arguments_of_all_examples_are_found():
     cities = ["Rome", "Zürich", "St. John's", "New York", "Rio", "Oslo", "Łódź", "Bern", "Kyiv", "Cork"]
     rows = [example(f"How is {city}, in celsius?", city=city, at=place, Unit="celsius") for city in cities]
     assert verbatim_arguments(rows) == {"weather.now.city": 10}
-    assert verbatim_arguments(rows[1:]) == {}
+    assert verbatim_arguments([*rows[1:], rows[1]]) == {"weather.now.city": 10}
+    assert verbatim_arguments([*rows[2:], rows[2]]) == {}, "nine with two alike"
+    assert verbatim_arguments(rows[5:]) == {"weather.now.city": 5} and verbatim_arguments(rows[6:]) == {}
     for query, city in (
         ("In Romeo?", "Rome"),
         ("in rome", "Rome"),

@@ -14,13 +14,14 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 
+from .affixes import Affixes
 from .examples import all_calls, first_calls, first_query
 from .exchange import Pools, exchange
 from .frames import is_english, reframe
 from .joining import combine
 from .phrases import walk
 from .reshape import resize, shorten
-from .slots import Reader, Reading
+from .slots import Reader, Reading, is_single_turn
 
 __all__ = ["augment", "combine", "shortfall"]
 
@@ -39,14 +40,14 @@ def augment(examples: list[dict], copies: int, seed: int) -> list[dict]:
     """
     rng = random.Random(seed)
     pools = Pools(examples, Reader(examples))
-    english = is_english([first_query(e) for e in examples])
+    style = is_english([first_query(e) for e in examples]), Affixes([e for e in examples if is_single_turn(e)])
     seen = {first_query(e) for e in examples}
     out: list[dict] = []
     for example, reading in zip(examples, pools.readings):
         number = 0
         for _ in range(copies):
             for _ in range(TRIES):
-                fresh = _vary(example, reading, pools, english, rng)
+                fresh = _vary(example, reading, pools, style, rng)
                 if fresh and first_query(fresh) not in seen:
                     number += 1
                     seen.add(first_query(fresh))
@@ -67,7 +68,9 @@ def _origin(name: str) -> str:
     return re.sub(r"\+\d+$", "", name)
 
 
-def _vary(example: dict, reading: Reading, pools: Pools, english: bool, rng: random.Random) -> dict | None:
+def _vary(
+    example: dict, reading: Reading, pools: Pools, style: tuple[bool, Affixes], rng: random.Random
+) -> dict | None:
     """A variation of an example, or None."""
     base, changed = example, False
     if reading.slots and rng.random() < RESHAPED:
@@ -80,18 +83,18 @@ def _vary(example: dict, reading: Reading, pools: Pools, english: bool, rng: ran
     if fresh:
         base, changed = fresh, True
     if not changed or rng.random() < REFRAMED:
-        base = _reframed(base, english, rng) or (base if changed else None)
+        base = _reframed(base, style, rng) or (base if changed else None)
     return base
 
 
-def _reframed(example: dict, english: bool, rng: random.Random) -> dict | None:
+def _reframed(example: dict, style: tuple[bool, Affixes], rng: random.Random) -> dict | None:
     """The example with its first request said otherwise; texts of its calls stay in it as they are."""
     if [m["role"] for m in example["messages"][:2]] != ["developer", "user"]:
         return None
     query = example["messages"][1]["content"]
     if not isinstance(query, str) or query != first_query(example):
         return None
-    text = reframe(query, list(_said(example, query)), english, rng)
+    text = reframe(query, list(_said(example, query)), *style, rng)
     if text is None:
         return None
     messages = copy.deepcopy(example["messages"])

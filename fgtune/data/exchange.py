@@ -18,6 +18,7 @@ from .spans import find_spans, put
 
 INVENTED = 1 / 3  # share of the exchanged names that are made up
 OPEN_FROM = 8  # different values of an argument that may take names nobody has seen
+NAMES = 3 / 5  # share of names among the values of an argument that may take others
 CLOSED_FROM = 3  # uses of each value, on average, of an argument whose words are a small set
 FOLLOWS_FROM = 5  # different values that each come with another unsaid value: the second follows from the first
 STAYS = 1 / 6  # share of the values that stay beside others that are exchanged
@@ -122,7 +123,10 @@ class Pools:
         used = self.used[key]
         if len(used) < OPEN_FROM or 2 * len(used) < used.total():
             return []
-        return sorted({word for value in used if is_name(value) for word in NAME.findall(value)})
+        names = [value for value in used if is_name(value)]
+        if len(names) < NAMES * len(used):
+            return []
+        return sorted({word for value in names for word in NAME.findall(value)})
 
 
 def number_key(example: dict, slot: Slot) -> tuple:

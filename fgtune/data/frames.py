@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import re
 
+from .affixes import Affixes
+
 ENGLISH = re.compile(
     r"\b(the|a|an|is|are|to|for|my|me|in|on|of|what|what's|how|please|can|you|and|with|it|i|at|set|show|put)\b", re.I
 )
@@ -27,9 +29,9 @@ def is_english(queries: list[str]) -> bool:
     return bool(some) and 2 * sum(bool(ENGLISH.search(q)) for q in some) > len(some)
 
 
-def reframe(query: str, kept: list[str], english: bool, rng: random.Random) -> str | None:
+def reframe(query: str, kept: list[str], english: bool, affixes: Affixes, rng: random.Random) -> str | None:
     """`query` said otherwise, or None where nothing fits; the words `kept` stay as they are."""
-    ways = [_lower_first, _no_stop]
+    ways = [affixes.vary, affixes.vary, _lower_first, _no_stop]
     if english and ENGLISH.search(query):
         ways += [_before, _before, _behind, _lower_all]
     rng.shuffle(ways)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from itertools import accumulate
 
 from ..format.grammar import PIECE
-from .examples import first_calls, first_query, leaves
+from .examples import first_calls, first_query
+from .phrases import walk
 
 VERBATIM_FROM = 10  # values that must have been copied, each of them, for an argument to count as copied
+DISTINCT_FROM = 5  # values that are enough where no two are alike and the schema allows any text
+NOT_ANY_TEXT = ("enum", "const", "format", "pattern")  # what a schema may say of a text that is not copied as it is
 
 
 def is_verbatim(value: str, text: str) -> bool:
@@ -23,14 +26,27 @@ def is_verbatim(value: str, text: str) -> bool:
 
 def verbatim_arguments(examples: Iterable[dict]) -> dict[str, int]:
     """Text arguments that all `examples` copy from the request, as `tool.argument` (`.` between levels, none for the
-    items of a list), with the number of values. Fewer than ten show nothing; enumerated values need no copying."""
-    count, copied = Counter(), Counter()
+    items of a list), with the number of values.
+
+    Fewer than ten values show it only where there are five at least, no two alike, and the schema allows any text;
+    fewer than five show nothing. Enumerated values need no copying.
+    """
+    values: dict[str, list[str]] = defaultdict(list)
+    copied: Counter = Counter()
+    limited = set()
     for example in examples:
         schemas = {tool["name"]: tool.get("parameters") or {} for tool in example["tools"]}
         for call in first_calls(example):
-            for path, value in leaves(call.arguments, schemas.get(call.name, {})):
-                if isinstance(value, str):
+            for path, value, schema in walk(call.arguments, schemas.get(call.name, {})):
+                if isinstance(value, str) and "enum" not in schema:
                     key = ".".join([call.name, *(part for part in path if isinstance(part, str))])
-                    count[key] += 1
+                    values[key].append(value)
                     copied[key] += is_verbatim(value, first_query(example))
-    return {key: n for key, n in sorted(count.items()) if n == copied[key] >= VERBATIM_FROM}
+                    if any(word in schema for word in NOT_ANY_TEXT):
+                        limited.add(key)
+    out = {}
+    for key, held in sorted(values.items()):
+        distinct = len(held) >= DISTINCT_FROM and len(set(held)) == len(held) and key not in limited
+        if copied[key] == len(held) and (len(held) >= VERBATIM_FROM or distinct):
+            out[key] = len(held)
+    return out
