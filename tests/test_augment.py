@@ -1,6 +1,7 @@
 """Examples made of examples: what is exchanged, what is left alone, and that query and call still agree."""
 
 import json
+import random
 import re
 
 import pytest
@@ -492,3 +493,55 @@ def test_every_value_that_changed_is_said_and_the_schema_holds(shipped):
                     assert str(value) in first_query(row), (first_query(row), path, value)
                     assert not isinstance(was, str) or was.casefold() in first_query(old).casefold()
     assert changed > 300
+
+
+def test_any_shape_of_schema_and_arguments_is_read_and_left_as_it_was():
+    """Nothing breaks, nothing is changed in place, and the same seed gives the same rows."""
+    rng = random.Random(0)
+    values = [
+        None,
+        True,
+        0,
+        1,
+        -3,
+        2.5,
+        "on",
+        "Rome",
+        "",
+        "  ",
+        "안녕",
+        "東京",
+        [],
+        ["x", "y"],
+        [{"x": "Rome"}],
+        {"k": "on"},
+    ]
+    words = ["set", "Rome", "5 minutes", "7 pm", "on", "東京", "안녕을", "to", "x, y", "", "2.5"]
+    odd = [
+        {"name": "f", "description": "x"},
+        {"name": "g", "description": "x", "parameters": None},
+        tool("h", {"a": {"type": "string", "enum": ["on", "off", 3]}, "n": {"type": "number", "minimum": 0.0}}),
+    ]
+    for seed in range(60):
+        rows = []
+        for number in range(rng.randint(0, 9)):
+            arguments = {rng.choice("anlq"): rng.choice(values) for _ in range(rng.randint(0, 3))}
+            calls = [(rng.choice(["f", "g", "h", "unknown"]), arguments)] if rng.random() < 0.8 else []
+            query = " ".join(rng.choice(words) for _ in range(rng.randint(0, 6)))
+            rows.append({**example(number, query, *calls, text="Hi"), "tools": odd})
+        before = json.dumps(rows)
+        made = augment(rows, 2, seed)
+        assert made == augment(rows, 2, seed) and json.dumps(rows) == before
+        assert len({row["id"] for row in made}) == len(made)
+
+
+def test_answers_without_a_call_come_again_only_as_the_last_resort():
+    calls = [example(i, f"Weather in {c}", weather(city=c)) for i, c in enumerate(("Oslo", "Rome", "Lima", "Bern"))]
+    mute, joke = example(9, "…", text="Pardon?"), example(8, "Tell me a joke", text="No")
+    made = augment([*calls, mute], 3, 0)
+    again = [row for row in made if first_query(row) == "…"]
+    assert again and (1 + len(again)) / (5 + len(made)) >= 0.7 / 5
+    made = augment([*calls, joke], 3, 0)
+    assert not [row for row in made if first_query(row) == "Tell me a joke"], "it can be said otherwise"
+    some = [row for row in augment([*calls, mute], 1, 0) if row["id"] != "e9+1"]
+    assert shortfall([*calls, mute], some, 1) == {"e9": 1}

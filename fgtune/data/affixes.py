@@ -74,5 +74,5 @@ def _cuts(query: str) -> Iterator[tuple[tuple, str]]:
 def _share(one: str, two: str, side: str) -> bool:
     """Whether two affixes could be shorter: they are alike where they touch the stem."""
     if side == "begin":
-        return bool(one and two) and one.split()[-1] == two.split()[-1]
+        return one.split()[-1:] == two.split()[-1:]
     return one[:1] == two[:1]

@@ -46,8 +46,8 @@ def augment(examples: list[dict], copies: int, seed: int) -> list[dict]:
     for example, reading in zip(examples, pools.readings):
         number = 0
         for _ in range(copies):
-            for _ in range(TRIES):
-                fresh = _vary(example, reading, pools, style, rng)
+            for left in reversed(range(TRIES)):
+                fresh = _vary(example, reading, pools, style, rng) if left else _reframed(example, style, rng)
                 if fresh and first_query(fresh) not in seen:
                     number += 1
                     seen.add(first_query(fresh))

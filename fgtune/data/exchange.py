@@ -30,7 +30,7 @@ CALENDAR = re.compile(
     re.IGNORECASE,
 )
 ARTICLES = frozenset("a an the my some this der die das den dem le la les el los las un une il lo".split())
-NAME = re.compile(r"[^\W\d_]{4,}")
+NAME = re.compile(r"[^\W\d_]{4,}")  # a longer word of a name
 SAYABLE = re.compile(r"[^\W\d_]+(?: [^\W\d_]+)*")
 ONLY_WRITTEN = ("pattern", "format", "maxLength", "minLength", "const")
 
@@ -126,7 +126,7 @@ class Pools:
         names = [value for value in used if is_name(value)]
         if len(names) < NAMES * len(used):
             return []
-        return sorted({word for value in names for word in NAME.findall(value)})
+        return sorted({word for value in names for word in NAME.findall(value) if word[0].isupper()})
 
 
 def number_key(example: dict, slot: Slot) -> tuple:
@@ -254,10 +254,10 @@ def _choose(example: dict, bundle: list[Slot], reading: Reading, pools: Pools, r
     rest = reading.unsaid.get(slot.call, ())
     taken = {value for _, value in table if isinstance(value, str)}
     if len(bundle) > 1:
-        others = sorted(pools.tuples[bundle_key(example, bundle), rest] - {tuple(s.value for s in bundle)})
+        others = pools.tuples[bundle_key(example, bundle), rest] - {tuple(s.value for s in bundle)}
         if not others or any(s.kind != TEXT for s in bundle):
             return []
-        return [(s, value, value) for s, value in zip(bundle, rng.choice(others))]
+        return [(s, value, value) for s, value in zip(bundle, rng.choice(sorted(others, key=repr)))]
     schema = _schema(example, slot)
     if slot.kind == TEXT:
         if rest and slot.key in pools.follows and sum(s.call == slot.call for s in reading.slots) == 1:
@@ -267,7 +267,7 @@ def _choose(example: dict, bundle: list[Slot], reading: Reading, pools: Pools, r
             return []
         if not rest and slot.key in pools.halves and is_name(new) and rng.random() < INVENTED:
             if not any(word in schema for word in ONLY_WRITTEN):
-                new = NAME.sub(lambda m: _invent(pools.halves[slot.key], rng), new)
+                new = NAME.sub(lambda m: _invent(pools.halves[slot.key], rng) if m[0][0].isupper() else m[0], new)
         return [(slot, new, new)]
     if rest:
         return []
@@ -324,12 +324,14 @@ def _another_number(example: dict, slot: Slot, schema: dict, pools: Pools, rng: 
     """Another number of the range that the schema or the data shows, in its steps; one is left alone beside a word."""
     said = first_query(example)[slot.start : slot.end]
     seen = sorted(pools.numbers[number_key(example, slot)])
+    if not seen:  # nobody has it with these other arguments
+        return []
     if "enum" in schema:
         options = [v for v in schema["enum"] if isinstance(v, int)]
     elif all(isinstance(v, int) for v in seen):
         low, high = schema.get("minimum"), schema.get("maximum")
         step = gcd(*seen) or 1
-        if low is None or high is None or high - low > WIDEST or low >= high or len(seen) < 2:
+        if low is None or high is None or high - low > WIDEST or low >= high:
             low, high = seen[0], seen[-1]
         if schema.get("multipleOf") and step % schema["multipleOf"]:
             return []
