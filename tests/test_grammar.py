@@ -198,7 +198,9 @@ def test_verbatim_arguments_of_all_examples_are_found():
     cities = ["Rome", "Zürich", "St. John's", "New York", "Rio", "Oslo", "Łódź", "Bern", "Kyiv", "Cork"]
     rows = [example(f"How is {city}, in celsius?", city=city, at=place, Unit="celsius") for city in cities]
     assert verbatim_arguments(rows) == {"weather.now.city": 10}
-    assert verbatim_arguments(rows[1:]) == {}
+    assert verbatim_arguments([*rows[1:], rows[1]]) == {"weather.now.city": 10}
+    assert verbatim_arguments([*rows[2:], rows[2]]) == {}, "nine with two alike"
+    assert verbatim_arguments(rows[5:]) == {"weather.now.city": 5} and verbatim_arguments(rows[6:]) == {}
     for query, city in (
         ("In Romeo?", "Rome"),
         ("in rome", "Rome"),
@@ -441,3 +443,20 @@ def test_scripts_without_spaces_are_copied_by_characters(folder, tokenizer, tmp_
     assert fits(Grammar(folder, ["f.a"]).constraint(tools, prompt), ids_of(tokenizer, answer)) is allowed
     data = [{"tools": tools, "answers": [answer], "verbatim": ["f.a"], "prompt": prompt}]
     assert in_node("grammar_cases.mjs", data, tmp_path) == [[allowed]]
+
+
+def test_items_of_a_list_are_copied_too(folder, tokenizer):
+    """Found in the examples, and held to by the grammar, in scripts with and without spaces."""
+    rows = [example(f"ask {a} and {b}", city=[a, b]) for a, b in ("AB", "CD", "EF")]
+    assert verbatim_arguments(rows) == {"weather.now.city": 6}
+    assert verbatim_arguments([*rows, example("ask X", city=["X", "Y"])]) == {}
+    tools = [tool_of({"type": "array", "items": {"type": "string"}})]
+    for query, items, allowed in (
+        ("buy milk and eggs", ("milk", "eggs"), True),
+        ("buy milk and eggs", ("milk", "egg"), False),
+        ("牛乳と卵", ("牛乳", "卵"), True),
+        ("牛乳と卵", ("牛乳", "肉"), False),
+    ):
+        prompt = render([{"role": "developer", "content": TRIGGER}, {"role": "user", "content": query}], tools, True)
+        answer = written("[" + ",".join(f"<escape>{item}<escape>" for item in items) + "]")
+        assert fits(Grammar(folder, ["f.a"]).constraint(tools, prompt), ids_of(tokenizer, answer)) is allowed

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 from ..format.calls import Call
 
@@ -50,18 +49,6 @@ def calls_per_tool(examples: Iterable[dict], tools: Iterable[dict] = ()) -> dict
     counts = Counter({tool["name"]: 0 for tool in tools})
     counts.update(call.name for example in examples for call in all_calls(example))
     return dict(counts)
-
-
-def leaves(value: Any, schema: dict, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
-    """(path, value) of every string and whole number that the schema does not enumerate."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from leaves(inner, schema.get("properties", {}).get(name, {}), (*path, name))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from leaves(inner, schema.get("items", {}), (*path, i))
-    elif isinstance(value, str | int) and not isinstance(value, bool) and "enum" not in schema:
-        yield path, value
 
 
 def label(example: dict) -> str:

@@ -53,5 +53,5 @@ def _copies(case: Case, verbatim: Iterable[str]) -> bool:
     return all(
         name not in names or any(is_verbatim(value, span) for span in spans)
         for call in case.calls
-        for name, value in text_arguments(call, {})
+        for name, value, _ in text_arguments(call, {})
     )
