@@ -49,12 +49,14 @@ from fgtune.runtimes.mlx import MlxGenerator
 from fgtune.training.choose import choose_precision, choose_softmax
 from fgtune.training.config import TrainConfig
 from fgtune.training.loop import train
+from fgtune.training.recipe import DERIVED, derive_settings
 
 SHIPPED, SMALL = ("everyday", "office"), ("heating", "pantry", "workshop")
 PUBLIC = ("snips", "home_ko")
 SIMILARITY, MAX_TOKENS, LONGEST_ROW = 85, 128, 8192
 DEFAULTS = {"rank": 8, "scale": 20.0, "dropout": 0.0, "num_layers": 12, "augment": 1, "combine": 0.1, "valid": 32}
 RECIPES = {
+    "auto": {**DERIVED, "augment": -1, "patience": 3},  # the workbook's defaults
     # the defaults of the workbook until November 2026, and the other recipe that was tried beside them
     "before": {"iters": 150, "batch_size": 24, "learning_rate": 5e-4, "steps_per_eval": 140},
     "slow": {"iters": 100, "batch_size": 8, "learning_rate": 1e-4, "num_layers": -1, "steps_per_eval": 50},
@@ -167,6 +169,7 @@ def run(fit: Fit, data: DataSet) -> dict:
     made = augment_examples(splits, **varied)
     rows = [tokenize(example, plain, LONGEST_ROW) for example in kept + made.examples]
     valid_rows = [tokenize(example, plain, LONGEST_ROW) for example in valid]
+    p |= {setting.name: setting.value for setting in derive_settings(rows, {**DERIVED, **p}, fit.seed)}
     adapters = {key: p[key] for key in ("rank", "scale", "dropout", "num_layers")}
     add_lora(model, **adapters, seed=fit.seed)
     chosen = {key.name: p[key.name] for key in fields(TrainConfig) if key.name in p}

@@ -106,6 +106,4 @@ def coerce(name: str, value: Any) -> Any:
             if variant not in VARIANTS:
                 near = closest(str(variant), VARIANTS)
                 raise ParameterError(f"{name}: unknown variant {variant!r}, not one of {', '.join(VARIANTS)}{near}")
-    if name == "num_layers" and value == 0:
-        raise ParameterError("num_layers = 0 trains nothing: use -1 for all layers")
     return value

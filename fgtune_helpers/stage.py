@@ -125,6 +125,7 @@ class Run:
     key: str
     inputs: dict[str, dict]
     started: float = field(default_factory=time.time)
+    given: dict[str, Any] = field(default_factory=dict)  # what `p` held before `settings`
 
     def input(self, stage: str) -> Path:
         """Folder of a finished upstream stage."""
@@ -168,6 +169,16 @@ class Run:
     def cases(self, split: str = "test") -> list[Case]:
         """The cases of a split: its prompts with what is expected."""
         return [case_of(example) for example in self.examples(split)]
+
+    def settings(self, rows: list[Row]) -> list:
+        """The settings of training that nobody gave, as the training rows say, each `(name, value, reason)`; they are
+        put into `p`."""
+        from fgtune.training.recipe import derive_settings
+
+        self.given = self.given or dict(vars(self.p))
+        settings = derive_settings(rows, self.given, self.p.seed)
+        vars(self.p).update({setting.name: setting.value for setting in settings})
+        return settings
 
     def verbatim_arguments(self) -> dict[str, int]:
         """The arguments that every training example copies from its request, as stage 01 found them."""

@@ -260,6 +260,7 @@ def test_held_out_cases_are_at_most_a_third():
     assert held_out_sizes(240, valid=32, test=48) == {"test": 48, "valid": 32}
     assert held_out_sizes(61, valid=32, test=48) == {"test": 12, "valid": 8}
     assert held_out_sizes(6, valid=32, test=48) == {"test": 1, "valid": 1}
+    assert held_out_sizes(70, valid=32, test=0) == {"test": 0, "valid": 10}
     assert held_out_sizes(30, valid=0, test=48) == {"test": 10, "valid": 0}
     splits = split_examples(paraphrases(), valid=32, test=48, similarity=100, seed=0)
     assert [len(splits[k]) for k in ("train", "valid", "test")] == [32, 6, 10]

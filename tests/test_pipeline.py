@@ -17,7 +17,7 @@ from fgtune_helpers.stage import STAGES
 def test_bad_parameters_exit_2_with_one_line(capsys):
     for argv, message in [
         (["run", "-p", "itres", "3"], "did you mean 'iters'"),
-        (["run", "-p", "iters", "0"], "outside"),
+        (["run", "-p", "iters", "-1"], "outside"),
         (["run", "--params", "params/nowhere.yaml"], "does not exist"),
         (["run", "-p", "tools_file", "nowhere.json"], "does not exist"),
         (["run", "--only", "12"], "no stage '12'"),

@@ -25,11 +25,13 @@ from .reshape import resize, shorten
 from .slots import Reader, Reading, is_single_turn
 from .splits import leaks
 
-__all__ = ["Augmented", "augment", "augment_examples", "combine", "shortfall"]
+__all__ = ["Augmented", "augment", "augment_examples", "combine", "default_copies", "shortfall"]
 
 RESHAPED = 1 / 4  # share of the copies whose lists and clauses may change first
 REFRAMED = 1 / 4  # share of the copies with other values that are said otherwise besides
 TRIES = 5  # for a sentence that nobody has said
+ENOUGH = 400  # examples that one copy each is enough for; fewer get more of them
+MOST = 6  # copies of an example
 KEPT = 3 / 4  # share of answers without a call, of what it was, below which some of them come again as they are
 
 
@@ -44,13 +46,19 @@ class Augmented(NamedTuple):
 
 
 def augment_examples(splits: dict, *, copies: int, joined: float, similarity: float, seed: int) -> Augmented:
-    """Up to `copies` of each training example, and several requests in one, `joined` times the number of training
-    examples. Held-out examples are only compared with."""
+    """Up to `copies` of each training example (-1: as `default_copies` says), and several requests in one, `joined`
+    times the number of training examples. Held-out examples are only compared with."""
     train = splits["train"]
+    copies = default_copies(len(train)) if copies < 0 else copies
     varied = augment(train, copies, seed)
     several = combine(train + varied, round(joined * len(train)), seed)
     near = {other for _, other, _ in leaks({**splits, "train": varied + several}, similarity)}
     return Augmented([e for e in varied + several if e["id"] not in near], varied, several, near)
+
+
+def default_copies(examples: int) -> int:
+    """How many copies of each of so many training examples are made: one of 400 and more, up to six of fewer."""
+    return min(MOST, max(1, round(ENOUGH / max(1, examples))))
 
 
 def augment(examples: list[dict], copies: int, seed: int) -> list[dict]:

@@ -16,6 +16,7 @@ from .grouping import CELLS, group_examples, has_open_value, sorted_words
 from .readers.files import DataError
 
 SHARE = 3  # at most one of so many examples is held out
+VALID_SHARE = 7  # and at most one of so many for validation
 
 
 def split_examples(
@@ -63,15 +64,16 @@ def _split_by_group(examples: list[dict], valid: int, test: int, similarity: flo
 def held_out_sizes(examples: int, *, valid: int, test: int) -> dict[str, int]:
     """Test and validation cases of so many examples: what is asked for, or a third of them in the same proportion.
 
+    Of few examples no more than a seventh validate: each that is not trained on costs more than it tells.
     Raises DataError where a third is not enough for one of each.
     """
-    room = examples // SHARE
+    room, most = examples // SHARE, max(1, examples // VALID_SHARE)
     if valid + test > room:
         if room < (valid > 0) + (test > 0):
             raise DataError(f"{examples} examples are too few to hold any out: add examples")
         lowered = max(1, min(room - (valid > 0), round(room * test / (valid + test)))) if test else 0
-        return {"test": lowered, "valid": room - lowered if valid else 0}
-    return {"test": test, "valid": valid}
+        return {"test": lowered, "valid": min(most, room - lowered) if valid else 0}
+    return {"test": test, "valid": min(most, valid)}
 
 
 def _hold_out(examples: list[dict], groups: list[list[int]], wanted: dict[str, int], seed: int) -> dict[str, list[int]]:
