@@ -37,12 +37,14 @@ KEPT = 3 / 4  # share of answers without a call, of what it was, below which som
 
 class Augmented(NamedTuple):
     """New training `examples`: `copies` said of other things or otherwise and `joined` requests, without those whose
-    ids are in `too_near` because they came near a held-out case."""
+    ids are in `too_near` because they came near a held-out case. `missing`: {id of an example: copies that could not be
+    made of it}."""
 
     examples: list[dict]
     copies: list[dict]
     joined: list[dict]
     too_near: set[str]
+    missing: dict[str, int]
 
 
 def augment_examples(splits: dict, *, copies: int, joined: float, similarity: float, seed: int) -> Augmented:
@@ -53,7 +55,8 @@ def augment_examples(splits: dict, *, copies: int, joined: float, similarity: fl
     varied = augment(train, copies, seed)
     several = combine(train + varied, round(joined * len(train)), seed)
     near = {other for _, other, _ in leaks({**splits, "train": varied + several}, similarity)}
-    return Augmented([e for e in varied + several if e["id"] not in near], varied, several, near)
+    kept = [e for e in varied + several if e["id"] not in near]
+    return Augmented(kept, varied, several, near, shortfall(train, varied, copies))
 
 
 def default_copies(examples: int) -> int:
