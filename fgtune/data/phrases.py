@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from ..format.calls import Call
 from .examples import first_calls, first_query
 from .spans import find_spans
 
@@ -39,20 +40,23 @@ def learn_phrases(examples: list[dict]) -> dict[tuple, dict[str, tuple[Any, froz
     A phrase counts where exchanging it exchanges the value, in one pair of sentences at least, and where no sentence
     of the tool has it with another value.
     """
-    asked = [e for e in examples if len(first_calls(e)) == 1]
+    asked: dict[str, list[tuple[str, str, Call]]] = defaultdict(list)  # by tool: query, its small letters, call
     frames: dict[tuple, dict] = defaultdict(dict)
-    for example in asked:
-        words = [m.span() for m in TOKEN.finditer(first_query(example))]
-        text = first_query(example).casefold()
-        if len(text) != len(first_query(example)) or len(words) > SENTENCE:
+    for example in examples:
+        calls, query = first_calls(example), first_query(example)
+        if len(calls) != 1:
             continue
-        name = first_calls(example)[0].name
+        name, text = calls[0].name, query.casefold()
+        asked[name].append((query, text, calls[0]))
+        words = [m.span() for m in TOKEN.finditer(query)]
+        if len(text) != len(query) or len(words) > SENTENCE:
+            continue
         for i in range(len(words)):
             for j in range(i + 1, min(i + LONGEST, len(words)) + 1):
                 start, end = words[i][0], words[j - 1][1]
                 frame = (name, text[:start], text[end:].rstrip(" .!?。？！"))
                 if j - i < len(words):  # a whole sentence is no phrase
-                    frames[frame].setdefault(text[start:end], example)
+                    frames[frame].setdefault(text[start:end], calls[0])
     found: dict[tuple, dict] = defaultdict(lambda: defaultdict(set))
     for (name, *_), said in frames.items():
         if 1 < len(said) <= 40:
@@ -61,17 +65,15 @@ def learn_phrases(examples: list[dict]) -> dict[tuple, dict[str, tuple[Any, froz
                     found[name, path][phrase].add(other)
     out = {}
     for key, others in found.items():
-        values = _pure(key, list(others), asked)
+        values = _pure(key[1], list(others), asked[key[0]])
         kept = {p: (v, frozenset(o for o in others[p] if o in values)) for p, v in values.items()}
         if len(kept) > 1:
             out[key] = kept
     return out
 
 
-def _differing(said: dict[str, dict]) -> Iterator[tuple[str, str, tuple]]:
-    leaves = {
-        p: {path: v for path, v, _ in walk(first_calls(e)[0].arguments, {})} for p, e in said.items()
-    }  # fmt: skip
+def _differing(said: dict[str, Call]) -> Iterator[tuple[str, str, tuple]]:
+    leaves = {p: {path: v for path, v, _ in walk(call.arguments, {})} for p, call in said.items()}
     for phrase, mine in leaves.items():
         for other, theirs in leaves.items():
             if mine.keys() == theirs.keys():
@@ -85,15 +87,13 @@ def _shares_an_end(one: str, other: str) -> bool:
     return mine[0] == theirs[0] or mine[-1] == theirs[-1]
 
 
-def _pure(key: tuple, phrases: list[str], asked: list[dict]) -> dict[str, Any]:
+def _pure(path: tuple, phrases: list[str], asked: list[tuple[str, str, Call]]) -> dict[str, Any]:
     """The phrases that come with one value only, wherever a sentence of the tool has them."""
-    tool, path = key
     values: dict[str, set] = {phrase: set() for phrase in phrases}
-    for example in asked:
-        (call,) = first_calls(example)
-        if call.name == tool:
-            leaf = {p: v for p, v, _ in walk(call.arguments, {})}.get(path)
-            for phrase, found in values.items():
-                if find_spans(phrase, first_query(example), exact=False):
-                    found.add(json.dumps(leaf))
+    for query, text, call in asked:
+        held = [phrase for phrase in phrases if phrase in text and find_spans(phrase, query, exact=False)]
+        if held:
+            leaf = json.dumps({p: v for p, v, _ in walk(call.arguments, {})}.get(path))
+            for phrase in held:
+                values[phrase].add(leaf)
     return {phrase: json.loads(*found) for phrase, found in values.items() if len(found) == 1 and found != {"null"}}

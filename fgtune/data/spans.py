@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate
 
@@ -34,11 +35,21 @@ def find_spans(value: str, text: str, *, exact: bool = True) -> list[tuple[int, 
     if value.casefold() not in text.casefold():
         return []
     borders, found = joints(text), []
-    for match in re.finditer(re.escape(value), text, 0 if exact else re.IGNORECASE):
-        start, end = match.span()
+    for start, end in _places(value, text) if exact else _alike(value, text):
         if start in borders and (end in borders or particle(text, end)) and not _goes_on(text, start, end):
             found.append((start, end))
     return found
+
+
+def _places(value: str, text: str) -> Iterator[tuple[int, int]]:
+    start = text.find(value)
+    while start >= 0:
+        yield start, start + len(value)
+        start = text.find(value, start + len(value))
+
+
+def _alike(value: str, text: str) -> Iterator[tuple[int, int]]:
+    return (match.span() for match in re.finditer(re.escape(value), text, re.IGNORECASE))
 
 
 def _goes_on(text: str, start: int, end: int) -> bool:
