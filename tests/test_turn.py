@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -24,7 +24,9 @@ def rows(texts):
 
 @pytest.mark.parametrize("form", [
     "Current date and time: %Y-%m-%dT%H:%M:%S\nDay of week is %A\n" + TRIGGER, "It is %A, %-d %B %Y, %-I:%M %p. Help.",
-    "Now: %Y-%m-%d %H:%M:%S.%f", "Now: %Y-%m-%dT%H:%M:%SZ", "Today is %B %d, %Y.", "%d %b %Y", "%d.%m.%Y %H:%M",
+    "Now: %Y-%m-%d %H:%M:%S.%f", "Now: %Y-%m-%dT%H:%M:%SZ", "Now: %Y-%m-%dT%H:%M:%S.%3fZ", "%Y-%m-%d %H:%M:%S.%3f",
+    "%Y-%m-%dT%H:%M:%S+00:00", "Now: %Y-%m-%dT%H:%M:%S.%f+00:00.", "%Y-%m-%dT%H:%M:%S, open 09:00-17:30, 1:15:00.25",
+    "Today is %B %d, %Y.", "%d %b %Y", "%d.%m.%Y %H:%M",
     "%m/%d/%Y", "%-d/%-m/%Y at %-H:%M", "%Y/%m/%d",
     "Use {date_1}. Today: %Y-%m-%d. Since 2020-01-01, v1.2.3, 99:99, 2020-13-40.",
 ])  # fmt: skip
@@ -38,7 +40,29 @@ def test_dates_are_found_and_filled_in_as_they_were_trained(form):
     assert filled_by_javascript(turn, [NOON, *DAYS[:12]]) == [turn.fill(now) for now in [NOON, *DAYS[:12]]]
 
 
-def filled_by_javascript(turn, times):
+@pytest.mark.parametrize("zone, offset", [("Asia/Kolkata", "+05:30"), ("America/Phoenix", "-07:00"), ("UTC", "+00:00")])
+@pytest.mark.parametrize("rest", ["", ".%3f", ".%f"])
+def test_a_trained_offset_is_filled_in_as_that_of_the_place(zone, offset, rest):
+    """Rows of one zone or of several: the page writes its own. Rows in UTC alone: it writes UTC."""
+    form = f"Now: %Y-%m-%dT%H:%M:%S{rest}%:z"
+    there = datetime.strptime(offset, "%z").tzinfo
+    times = [day.replace(tzinfo=there) for day in DAYS[:9]]
+    texts = [format_time(time, form) for time in times]
+    if not rest:
+        assert texts == [f"Now: {time.isoformat()}" for time in times]
+    turn, others = trained_turn(rows(texts))
+    end = "+00:00" if zone == "UTC" else "%:z"
+    assert others == [] and turn.fields[1] == ("time_1", f"%H:%M:%S{rest}{end}")
+    assert [turn.fill(time) for time in times] == filled_by_javascript(turn, times, zone) == texts
+    elsewhere = [text for time in times for text in (format_time(time, form), format_time(time.astimezone(UTC), form))]
+    turn, others = trained_turn(rows(elsewhere))
+    assert others == [] and turn.fields[1] == ("time_1", f"%H:%M:%S{rest}{end}")
+    east = DAYS[0].replace(tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    assert turn.fill(east) == format_time(east.astimezone(UTC) if zone == "UTC" else east, form)
+    assert filled_by_javascript(turn, [east], "Asia/Kolkata") == [turn.fill(east)]
+
+
+def filled_by_javascript(turn, times, zone="UTC"):
     code = """
         const { fillTurn, atTwoTimes } = await import('./web/turn.js');
         const { turn, times } = JSON.parse(process.argv[1]);
@@ -47,11 +71,11 @@ def filled_by_javascript(turn, times):
     parts = [[t.year, t.month - 1, t.day, t.hour, t.minute, t.second, t.microsecond // 1000] for t in times]
     answer = subprocess.run(
         [find_node(), "--input-type=module", "-e", code, json.dumps({"turn": turn.to_json(), "times": parts})],
-        cwd=project_root(), capture_output=True, text=True, env={"TZ": "UTC"},
+        cwd=project_root(), capture_output=True, text=True, env={"TZ": zone},
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     *found, first, second = json.loads(answer.stdout)
-    assert (first, second) == turn.at_two_times()
+    assert (first, second) == turn.at_two_times() or zone != "UTC"
     return [text.replace("001000", "001500") for text in found]  # JavaScript's clock counts milliseconds
 
 
@@ -86,8 +110,9 @@ def test_utc_is_filled_in_where_it_was_trained():
     east = datetime.fromisoformat("2025-01-01T01:30:00+05:00")
     assert turn.fill(east) == "2024-12-31T20:30:00Z"
     assert turn.fill(datetime(2025, 1, 1, tzinfo=UTC)) == turn.fill(datetime(2025, 1, 1)) == "2025-01-01T00:00:00Z"
-    with pytest.raises(ValueError, match="%j is not supported"):
-        format_time(NOON, "%j")
+    for directive in ("%j", "%3d", "%:H", "%z"):
+        with pytest.raises(ValueError, match=f"{directive} is not supported"):
+            format_time(NOON, directive)
 
 
 def test_the_shipped_examples_have_the_standard_turn():

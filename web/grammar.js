@@ -47,6 +47,7 @@ class Automaton {
     this.bytes = []; // per state: [low, high, target] …
     this.tokens = []; // per state: [name of the control token, target] …
     this.empty = []; // per state: targets reached without reading
+    this.detours = []; // per state: what makes further edges when the state is reached
     this.label = []; // states with the same label allow the same tokens
   }
 
@@ -54,6 +55,7 @@ class Automaton {
     this.bytes.push([]);
     this.tokens.push([]);
     this.empty.push([]);
+    this.detours.push([]);
     this.label.push(label);
     return this.bytes.length - 1;
   }
@@ -77,6 +79,11 @@ class Automaton {
   skip(from, to) {
     this.empty[from].push(to);
     return to;
+  }
+
+  /** Have `build` make what may also follow `from`, once that is reached: nothing that is on the shortest way to the end. */
+  detour(from, build) {
+    this.detours[from].push(build);
   }
 
   /**
@@ -218,8 +225,10 @@ class Automaton {
     this.skip(this.number(from, false), end);
     for (const word of ['true', 'false']) this.skip(this.literal(from, word), end);
     if (depth > 0) {
-      this.skip(this.list(from, 0, (at) => this.any(at, depth - 1)), end);
-      this.skip(this.map(from, (at) => this.any(at, depth - 1)), end);
+      this.detour(from, () => {
+        this.skip(this.list(from, 0, (at) => this.any(at, depth - 1)), end);
+        this.skip(this.members(from, [], new Set(), (at) => this.any(at, depth - 1)), end);
+      });
     }
     return end;
   }
@@ -236,19 +245,61 @@ class Automaton {
     return end;
   }
 
-  /** An object with any keys and what `value` reads. That no key comes twice is left to the parser. */
-  map(from, value) {
+  /** A free key, which is none of `declared`: at least one character, and never a whole key of theirs. Returns [entry, end]. */
+  key(declared) {
+    const [root, ends] = this.content(null, NOT_IN_KEY);
     const end = this.state();
-    const open = this.literal(from, '{');
-    const key = this.state();
-    const [entry, ends] = this.content(null, NOT_IN_KEY);
-    this.bytes[key].push(...this.bytes[entry]); // at least one character
-    const colon = this.state();
-    for (const state of ends) this.skip(state, colon);
-    const done = value(this.literal(colon, ':'));
-    this.skip(open, key);
-    this.skip(this.literal(done, ','), key);
-    for (const state of [open, done]) this.skip(this.literal(state, '}'), end);
+    for (const state of ends) this.skip(state, end);
+    // beside the states that are passed by what may become a declared key stand others, which do not end where one does
+    const beside = (state, rests) => {
+      const twin = this.state();
+      const next = new Map();
+      for (const [byte, ...rest] of rests) if (byte !== undefined) next.set(byte, [...(next.get(byte) ?? []), rest]);
+      if (rests.every((rest) => rest.length) && ends.includes(state)) this.skip(twin, end);
+      for (const [low, high, to] of this.bytes[state]) {
+        let from = low;
+        for (const byte of [...next.keys()].sort((a, b) => a - b)) {
+          if (byte < low || byte > high) continue;
+          if (byte > from) this.range(twin, from, byte - 1, to);
+          this.range(twin, byte, byte, beside(to, next.get(byte)));
+          from = byte + 1;
+        }
+        if (from <= high) this.range(twin, from, high, to);
+      }
+      return twin;
+    };
+    return [beside(root, [[], ...declared.map((key) => [...encoder.encode(key)])]), end];
+  }
+
+  /**
+   * An object of `properties` (`[key, read]`, in the order of the format; only those `required` must come). With `free`
+   * keys that are none of these may come before, between and after them, in any order; `free` reads what they hold. That
+   * no free key comes twice is left to the parser. What reads a value gives the state after it.
+   */
+  members(from, properties, required, free) {
+    const end = this.state();
+    let first = this.literal(from, '{'); // nothing written yet
+    const freely = (before) => { // one free key or more; gives the state after them
+      const [key, colon] = this.key(properties.map(([name]) => name));
+      const done = free(this.literal(colon, ':'));
+      this.skip(before, key);
+      this.skip(this.literal(done, ','), key);
+      return done;
+    };
+    let later = free ? freely(first) : null; // something written: a comma comes before the next
+    for (const [key, read] of properties) {
+      const entry = this.state();
+      if (first !== null) this.skip(first, entry);
+      if (later !== null) this.skip(this.literal(later, ','), entry);
+      const done = read(this.literal(entry, `${key}:`));
+      const after = this.state();
+      this.skip(done, after);
+      if (free) this.detour(done, () => this.skip(freely(this.literal(done, ',')), after));
+      if (required.has(key)) first = null;
+      else if (later !== null) this.skip(later, after);
+      later = after;
+    }
+    for (const state of [first, later]) if (state !== null) this.skip(this.literal(state, '}'), end);
     return end;
   }
 
@@ -285,29 +336,12 @@ class Automaton {
   object(from, schema, depth, path) {
     const properties = Object.entries(schema.properties ?? {}).map(([key, part]) => [key.toLowerCase(), key, part]);
     properties.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0));
-    const required = new Set(schema.required ?? []);
-    if (!properties.length) {
-      if (depth === 0) return this.literal(from, '{}');
-      const values = schema.additionalProperties;
-      const described = typeof values === 'object' && values !== null && Object.keys(values).length > 0;
-      return this.map(from, (at) => (described ? this.value(at, values, depth + 1, `${path}.*`) : this.any(at, FREE_DEPTH - 1)));
-    }
-    const end = this.state();
-    let first = this.literal(from, '{'); // nothing written yet
-    let later = null; // something written: a comma comes before the next
-    for (const [, key, part] of properties) {
-      const entry = this.state();
-      if (first !== null) this.skip(first, entry);
-      if (later !== null) this.skip(this.literal(later, ','), entry);
-      const done = this.value(this.literal(entry, `${key}:`), part, depth + 1, `${path}.${key}`);
-      const after = this.state();
-      this.skip(done, after);
-      if (required.has(key)) first = null;
-      else if (later !== null) this.skip(later, after);
-      later = after;
-    }
-    for (const state of [first, later]) if (state !== null) this.skip(this.literal(state, '}'), end);
-    return end;
+    const read = properties.map(([, key, part]) => [key, (at) => this.value(at, part, depth + 1, `${path}.${key}`)]);
+    // only an object in the arguments that names no keys has free ones without saying so
+    const values = schema.additionalProperties ?? (depth > 0 && !properties.length);
+    const described = typeof values === 'object' && Object.keys(values).length > 0;
+    const free = (at) => (described ? this.value(at, values, depth + 1, `${path}.*`) : this.any(at, FREE_DEPTH - 1));
+    return this.members(from, read, new Set(schema.required ?? []), values === false ? null : free);
   }
 }
 
@@ -350,7 +384,8 @@ export class Grammar {
   constructor(automaton, start, accept) {
     this.automaton = automaton;
     this.accept = accept;
-    this.distance = fewest(automaton, accept);
+    this.distance = [];
+    this.#measure(0, accept);
     this.states = [];
     this.byKey = new Map();
     this.start = this.#intern([start]);
@@ -359,7 +394,10 @@ export class Grammar {
   #intern(seeds) {
     const { empty } = this.automaton;
     const set = new Set(seeds);
-    for (const state of set) for (const to of empty[state]) set.add(to);
+    for (const state of set) {
+      this.#build(state);
+      for (const to of empty[state]) set.add(to);
+    }
     const list = [...set].filter((state) => this.distance[state] < Infinity).sort((a, b) => a - b);
     if (!list.length) return -1;
     const key = list.join();
@@ -374,6 +412,41 @@ export class Grammar {
       });
     }
     return this.byKey.get(key);
+  }
+
+  /** Make the detours of a state. */
+  #build(state) {
+    const { detours, bytes } = this.automaton;
+    if (!detours[state].length) return;
+    const since = bytes.length;
+    for (const build of detours[state].splice(0)) build();
+    this.#measure(since);
+  }
+
+  /** For each state from `since` the fewest symbols to the end, by those of the states before. */
+  #measure(since, accept = null) {
+    const { bytes, tokens, empty } = this.automaton;
+    const { distance } = this;
+    const back = Array.from({ length: bytes.length - since }, () => []);
+    const waiting = []; // by their distance
+    const reach = (state, far) => {
+      if (far >= distance[state]) return;
+      distance[state] = far;
+      (waiting[far] ??= []).push(state);
+    };
+    for (let from = since; from < bytes.length; from += 1) distance[from] = Infinity;
+    const edge = (from, to, cost) => (to < since ? reach(from, distance[to] + cost) : back[to - since].push([from, cost]));
+    for (let from = since; from < bytes.length; from += 1) {
+      for (const [, , to] of bytes[from]) edge(from, to, 1);
+      for (const [, to] of tokens[from]) edge(from, to, 1);
+      for (const to of empty[from]) edge(from, to, 0);
+    }
+    if (accept !== null) reach(accept, 0);
+    for (let far = 0; far < waiting.length; far += 1) {
+      for (const state of waiting[far] ?? []) {
+        if (distance[state] === far) for (const [from, cost] of back[state - since]) reach(from, far + cost);
+      }
+    }
   }
 
   /** The state after one byte; -1 when it does not fit. */
@@ -396,30 +469,6 @@ export class Grammar {
     }
     return entry.controls;
   }
-}
-
-/** For each state the fewest symbols to the end. */
-function fewest({ bytes, tokens, empty }, accept) {
-  const back = bytes.map(() => []);
-  bytes.forEach((edges, from) => edges.forEach(([, , to]) => back[to].push([from, 1])));
-  tokens.forEach((edges, from) => edges.forEach(([, to]) => back[to].push([from, 1])));
-  empty.forEach((edges, from) => edges.forEach((to) => back[to].push([from, 0])));
-  const distance = new Array(bytes.length).fill(Infinity);
-  distance[accept] = 0;
-  let ring = [accept];
-  for (let d = 0; ring.length; d += 1) {
-    const further = [];
-    for (let i = 0; i < ring.length; i += 1) {
-      if (distance[ring[i]] !== d) continue;
-      for (const [from, cost] of back[ring[i]]) {
-        if (distance[from] <= d + cost) continue;
-        distance[from] = d + cost;
-        (cost ? further : ring).push(from);
-      }
-    }
-    ring = further;
-  }
-  return distance;
 }
 
 // ---------------------------------------------------------------- the vocabulary

@@ -10,8 +10,7 @@ import { findControlToken } from './calls.js';
 export function checkCall(call, tools) {
   const tool = tools.map((entry) => entry.function ?? entry).find(({ name }) => name === call.name);
   if (!tool) return [`there is no tool named ${call.name}`];
-  const schema = tool.parameters ?? { type: 'object', properties: {} };
-  return check(call.arguments, { ...schema, type: 'object' }, '', true);
+  return check(call.arguments, { additionalProperties: false, ...tool.parameters, type: 'object' }, '');
 }
 
 const isObject = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -24,7 +23,7 @@ const TYPES = {
   object: isObject,
 };
 
-function check(value, schema, path, closed = false) {
+function check(value, schema, path) {
   const where = path || 'the arguments';
   const type = schema.type?.toLowerCase?.();
   if (type && TYPES[type] && !TYPES[type](value)) return [`${where} must be ${/^[aeiou]/.test(type) ? 'an' : 'a'} ${type}, not ${show(value)}`];
@@ -47,10 +46,12 @@ function check(value, schema, path, closed = false) {
   }
   if (isObject(value)) {
     const properties = schema.properties ?? {};
+    const free = schema.additionalProperties ?? !Object.keys(properties).length; // what other keys hold; false: there are none
     for (const key of schema.required ?? []) if (!Object.hasOwn(value, key)) problems.push(`${join(path, key)} is missing`);
     for (const [key, item] of Object.entries(value)) {
       if (Object.hasOwn(properties, key)) problems.push(...check(item, properties[key], join(path, key)));
-      else if (closed || Object.keys(properties).length) problems.push(`there is no argument ${join(path, key)}`);
+      else if (free === false) problems.push(`there is no argument ${join(path, key)}`);
+      else problems.push(...check(item, free === true ? {} : free, join(path, key)));
     }
   }
   return problems;

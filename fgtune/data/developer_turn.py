@@ -16,6 +16,7 @@ MONTHS = ("January", "February", "March", "April", "May", "June", "July", "Augus
 MONTHS += ("November", "December")
 # Two times that differ in every part, and in the first digit of each but of the minutes' and the seconds'.
 TWO_TIMES = (datetime(1987, 2, 3, 4, 15, 26, 123000), datetime(2046, 11, 28, 17, 48, 59, 654000))
+IN_UTC = ("Z", "+00:00")  # how a format of a time in UTC ends
 SHOWN = 5  # ids of rows with another developer turn, at most
 
 _MONTH = "|".join(f"{name}|{name[:3]}" for name in MONTHS)
@@ -31,32 +32,34 @@ _KINDS = {  # by kind: how it is found in a text, and the formats that it may ha
         + [f"{month} {day}{mark} %Y" for mark in (",", "") for month in ("%B", "%b") for day in ("%-d", "%d")],
     ),
     "time": (
-        r"(?<![\d:])\d\d?:\d\d(?::\d\d(?:\.\d{6})?)?(?:Z| ?[AP]M)?(?![\w:])",
-        [f"{hour}:{rest}{end}" for rest in ("%M:%S.%f", "%M:%S", "%M") for hour, end in (
-            ("%H", ""), ("%-H", ""), ("%H", "Z"), ("%-I", " %p"), ("%I", " %p"), ("%-I", "%p"), ("%I", "%p"))],
+        r"(?<![\d:])\d\d?:\d\d(?::\d\d(?:\.\d{6}|\.\d{3})?(?:[+-]\d\d:\d\d)?)?(?:Z| ?[AP]M)?(?![\w:])",
+        [f"{hour}:{rest}{end}" for rest in ("%M:%S.%f", "%M:%S.%3f", "%M:%S", "%M") for hour, end in (
+            ("%H", ""), ("%-H", ""), *(("%H", end) for end in (*IN_UTC, "%:z")),
+            ("%-I", " %p"), ("%I", " %p"), ("%-I", "%p"), ("%I", "%p"))],
     ),
     "weekday": (rf"\b(?:{'|'.join(WEEKDAYS)})\b", ["%A"]),
 }  # fmt: skip
 _FOUND = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, (pattern, _) in _KINDS.items()))
-_DIRECTIVE = re.compile(r"%-?[A-Za-z]")
+_DIRECTIVE = re.compile(r"%(?:-|:|3)?[A-Za-z]")
 _READS = {"%Y": r"\d{4}", "%B": "|".join(MONTHS), "%b": "|".join(name[:3] for name in MONTHS), "%p": "AM|PM",
-          "%A": "|".join(WEEKDAYS), "%f": r"\d{6}"}  # fmt: skip
+          "%A": "|".join(WEEKDAYS), "%f": r"\d{6}", "%3f": r"\d{3}", "%:z": r"[+-]\d\d:\d\d"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DeveloperTurn:
     """A developer message: `template` is its text, in which `{name}` stands for each of `fields` (name, format).
 
-    A format is one of strftime's, in English whatever the locale, with `%-d` for a day without a leading zero. Where
-    one ends in `Z`, all are in UTC. `web/turn.js` fills in the same.
+    A format is one of strftime's, in English whatever the locale, with `%-d` for a day without a leading zero, `%3f`
+    for milliseconds and `%:z` for an offset (+02:00). Where one ends in `Z` or `+00:00`, all are in UTC. `web/turn.js`
+    fills in the same.
     """
 
     template: str
     fields: tuple[tuple[str, str], ...] = ()
 
     def fill(self, now: datetime) -> str:
-        """The text at `now`; without a time zone it is taken as it stands."""
-        if now.tzinfo and any(form.endswith("Z") for _, form in self.fields):
+        """The text at `now`; without a time zone it is taken as it stands, its offset as +00:00."""
+        if now.tzinfo and any(form.endswith(IN_UTC) for _, form in self.fields):
             now = now.astimezone(UTC)
         text, rest = "", self.template
         for name, form in self.fields:
@@ -81,13 +84,14 @@ class DeveloperTurn:
 
 def format_time(now: datetime, form: str) -> str:
     """`now` in a format of strftime's, in English. ValueError for a directive that is not supported."""
-    hour = now.hour % 12 or 12
+    hour, offset = now.hour % 12 or 12, now.isoformat(timespec="minutes")[16:22] or "+00:00"
     values = {"Y": f"{now.year:04}", "m": now.month, "d": now.day, "H": now.hour, "I": hour, "M": now.minute,
-              "S": now.second, "f": f"{now.microsecond:06}", "B": MONTHS[now.month - 1], "b": MONTHS[now.month - 1][:3],
-              "A": WEEKDAYS[now.weekday()], "p": "AM" if now.hour < 12 else "PM"}  # fmt: skip
+              "S": now.second, "f": f"{now.microsecond:06}", "3f": f"{now.microsecond // 1000:03}", ":z": offset,
+              "B": MONTHS[now.month - 1], "b": MONTHS[now.month - 1][:3], "A": WEEKDAYS[now.weekday()],
+              "p": "AM" if now.hour < 12 else "PM"}  # fmt: skip
 
     def part(match: re.Match) -> str:
-        value = values.get(match[0][-1])
+        value = values.get(match[0].lstrip("%-"))
         if value is None:
             raise ValueError(f"{match[0]} is not supported in a developer turn")
         return str(value) if isinstance(value, str) or "-" in match[0] else f"{value:02}"
@@ -173,7 +177,8 @@ def _read(text: str, form: str) -> datetime | None:
     day = WEEKDAYS.index(got["A"]) + 3 if "A" in got else int(got.get("d", 1))  # 3 January 2000 was a Monday
     try:
         date = datetime(int(got.get("Y", 2000)), int(got.get("m", month)), day, hour, int(got.get("M", 0)),
-                        int(got.get("S", 0)), int(got.get("f", 0)))  # fmt: skip
+                        int(got.get("S", 0)), int(got.get("f", "").ljust(6, "0")),
+                        datetime.strptime(got["z"], "%z").tzinfo if "z" in got else None)  # fmt: skip
     except ValueError:
         return None
     return date if format_time(date, form) == text else None

@@ -111,6 +111,7 @@ class _Rules:
         self.lines: list[str] = []
         self.count = 0
         self.free = False  # whether a free value or a free key is used
+        self.keys: dict[str, str] = {}  # rules of free keys, by those that they must not be
 
     def add(self, name: str, body: str) -> str:
         self.lines.append(f"{name}: {body}")
@@ -146,44 +147,59 @@ class _Rules:
         self.free = True
         return f"any{depth}"
 
-    def map(self, schema: dict, depth: int, path: str) -> str:
-        """The rule of an object that names no keys. That no key comes twice is left to the parser."""
+    def free_value(self, schema: dict, depth: int, path: str) -> str | None:
+        """The rule of what the free keys of an object hold; None where it has none."""
         values = schema.get("additionalProperties")
-        described = isinstance(values, dict) and bool(values)
-        value = self.value(values, depth + 1, f"{path}.*") if described else self.any(FREE_DEPTH - 1)
-        self.free = True
-        return self.new(_free_object(value))
+        if values is None:  # only an object in the arguments that names no keys has free ones without saying so
+            values = depth > 0 and not schema.get("properties")
+        if values is False:
+            return None
+        if isinstance(values, dict) and values:
+            return self.value(values, depth + 1, f"{path}.*")
+        return self.any(FREE_DEPTH - 1)
+
+    def free_entry(self, declared: Iterable[str], value: str) -> str:
+        """A key that is none of `declared`, and its value. That no key comes twice is left to the parser."""
+        self.free, key = True, "KEY"
+        if declared := sorted(declared):
+            key = self.keys.setdefault(" | ".join(map(json.dumps, declared)), f"KEY{len(self.keys)}")
+        return f'{key} ":" {value}'
 
     def free_rules(self) -> str:
         """The rules of free keys and values, where they are used."""
         if not self.free:
             return ""
         lines = [f"KEY: /{KEY.pattern}/ & {_NO_CONTROL}", "any0: string | NUMBER | boolean"]
+        lines += [f"{name}: /{KEY.pattern}/ & {_NO_CONTROL} & ~({declared})" for declared, name in self.keys.items()]
         for depth in range(1, FREE_DEPTH + 1):
             item = f"any{depth - 1}"
             lines.append(f'any{depth}: any0 | "[" ({item} ("," {item})*)? "]" | {_free_object(item)}')
         return "\n".join(lines) + "\n"
 
     def object(self, schema: dict, depth: int, path: str) -> str:
-        """The rule of an object: keys sorted as the format sorts them, optional ones may be left out."""
+        """The rule of an object: declared keys sorted as the format sorts them, optional ones may be left out.
+
+        Free keys may come before, between and after them, in any order: the format sorts all keys together.
+        """
         properties = sorted((schema.get("properties") or {}).items(), key=lambda item: item[0].lower())
         required = set(schema.get("required") or [])
-        if not properties:
-            return self.new('"{" "}"') if depth == 0 else self.map(schema, depth, path)
+        free = self.free_value(schema, depth, path)
+        free = free and self.new(self.free_entry((key for key, _ in properties), free))
+        more = f'("," {free})* ' if free else ""
         entries = [
             f"{json.dumps(key + ':')} {self.value(part, depth + 1, f'{path}.{key}')}" for key, part in properties
         ]
-        # rest(i): what may follow when something is written and the first i keys are done
+        # rest: what may follow when something is written and the first i keys are done
         rest = self.new('"}"')
         rests = [rest]
         for (key, _), entry in reversed(list(zip(properties, entries, strict=True))):
-            body = f'"," {entry} {rest}'
+            body = f'"," {entry} {more}{rest}'
             rest = self.new(body if key in required else f"{body} | {rest}")
             rests.append(rest)
         rests.reverse()  # rests[i] belongs to keys i and later
-        first = []
+        first = [f"{free} {more}{rest}"] if free else []
         for i, ((key, _), entry) in enumerate(zip(properties, entries, strict=True)):
-            first.append(f"{entry} {rests[i + 1]}")
+            first.append(f"{entry} {more}{rests[i + 1]}")
             if key in required:
                 break
         else:

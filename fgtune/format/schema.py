@@ -279,12 +279,13 @@ class SchemaNormalizer:
     def _normalize_open_keys(self, schema: dict, where: str, depth: int) -> None:
         """An object whose keys are free: it is allowed, and the declaration cannot tell what it holds."""
         values = schema.get("additionalProperties")
-        if isinstance(values, dict):
+        if isinstance(values, dict) or (values is True and schema.get("properties")):
             self.report(
                 "warning", "open-object", where, "Free keys cannot be declared. Name them, or describe them in words."
             )
-            schema["additionalProperties"] = self._normalize_free_values(values, where, depth) if values else {}
-        elif where and "properties" not in schema:
+            if isinstance(values, dict):
+                schema["additionalProperties"] = self._normalize_free_values(values, where, depth) if values else {}
+        elif where and values is not False and "properties" not in schema:
             self.report("info", "open-object", where, "The object names no keys: the model may write any, and learns "
                         'them from your examples. Declare them under "properties" if they are known.')  # fmt: skip
 
@@ -350,7 +351,5 @@ def checkable_schema(schema):
 
 @lru_cache(maxsize=4096)
 def arguments_validator(parameters: str) -> jsonschema.Draft202012Validator:
-    schema = checkable_schema(json.loads(parameters))
-    if not schema.get("properties"):
-        schema = {**schema, "additionalProperties": False}
+    schema = {"additionalProperties": False, **checkable_schema(json.loads(parameters))}
     return jsonschema.Draft202012Validator(schema)

@@ -1,10 +1,11 @@
 """Constrained decoding with llguidance: a grammar made from tool definitions and from the words of the dialogue.
 
 web/grammar.js does the same in JavaScript. What both let through: calls of declared tools with declared arguments in
-the order of the format (required ones present), values of the declared types and enums, several calls in a row, or a
-text answer; never a control token inside a text, not even spelled out in ordinary characters. Verbatim arguments, which
-every training example copies word for word (`verbatim_arguments`), hold words of the dialogue and nothing else: a small
-model that means *Córdoba* and would write *Cordoba* cannot.
+the order of the format (required ones present), further ones where the schema says what they hold
+(`additionalProperties`), values of the declared types and enums, several calls in a row, or a text answer; never a
+control token inside a text, not even spelled out in ordinary characters. Verbatim arguments, which every training
+example copies word for word (`verbatim_arguments`), hold words of the dialogue and nothing else: a small model that
+means *Córdoba* and would write *Cordoba* cannot.
 """
 
 from __future__ import annotations

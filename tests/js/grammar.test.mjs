@@ -102,6 +102,34 @@ for (const mode of ['any', 'call']) {
   });
 }
 
+test('random tokens, free keys beside declared ones', () => {
+  const vocabulary = smallVocabulary();
+  const open = (additionalProperties, more) => ({
+    type: 'object', properties: { city: { type: 'string' }, n: { type: 'integer' }, z: { type: 'boolean' }, ...more }, required: ['n'], additionalProperties,
+  });
+  const tools = [{ name: 'f', parameters: open(true, { at: open({ type: 'integer' }) }) }];
+  const processor = new GrammarProcessor(compileGrammar(tools, { text: false }), vocabulary, { close: true });
+  const next = random(11);
+  let [free, deep, twice] = [0, 0, 0];
+  for (let i = 0; i < 400; i += 1) {
+    const { ids, stop } = answer(processor, vocabulary, next, 60, i % 2 === 0);
+    assert.notEqual(stop, null, 'it ends within the limit');
+    const text = decode(vocabulary, ids);
+    try {
+      for (const call of parseCalls(text)) {
+        assert.deepEqual(checkCall(call, tools), [], text);
+        const values = Object.entries(call.arguments).filter(([key]) => !['at', 'city', 'n', 'z'].includes(key)).map(([, value]) => value);
+        free += values.length;
+        deep += values.filter((value) => typeof value === 'object').length;
+      }
+    } catch (error) {
+      assert.match(error.message, /given twice/, text);
+      twice += 1;
+    }
+  }
+  assert.ok(free > 100 && deep > 10 && twice < 40, `${free} free keys, ${deep} with lists and objects, ${twice} twice`);
+});
+
 test('control tokens cannot be spelled inside a string', () => {
   const vocabulary = smallVocabulary();
   const grammar = compileGrammar(TOOLS, { text: false });
