@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fgtune.data.rows import case_of, load_rows, write_jsonl
 from fgtune.models.base import resolve_base
+from fgtune.models.tokenizer_files import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = ROOT / "runs" / "first_stage"
@@ -62,7 +63,8 @@ def train(options) -> None:
     from fgtune.training.loop import train as train_adapters
 
     base = resolve_base(options.base)
-    model, tokenizer = load_model(base.path)
+    model, _ = load_model(base.path)
+    tokenizer = load_tokenizer(base.path)
     data = {split: load_rows(options.out / "rows", split, tokenizer) for split in ("train", "valid")}
     plan = plan_epoch(data["train"], options.batch, options.seed, 0)
     alone = sum(len({data["train"][i].ids[: data["train"][i].prefix] for i in batch}) == 1 for batch in plan)
@@ -83,7 +85,9 @@ def train(options) -> None:
     try:
         history = train_adapters(model, tokenizer, data["train"], data["valid"], config, state, on_report=report)
     except KeyboardInterrupt:
-        print(f"stopped; {state / 'checkpoint'} holds the last state: train goes on with it, fuse --from checkpoint uses it")
+        print(
+            f"stopped; {state / 'checkpoint'} holds the last state: train goes on with it, fuse --from checkpoint uses it"
+        )
         return
     print(f"{len(history.losses)} steps in {history.seconds / 60:.1f} minutes; {state / 'last'}")
 

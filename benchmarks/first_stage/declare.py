@@ -8,11 +8,18 @@ import re
 from fgtune.format.values import RESERVED
 
 from .kinds import Argument, Declared, Kind
-from .words import ENUMS
+from .words import closed_set
 
 HINTS = {
     "As said": ("As said", "As said", "Word for word", "Copied from the request", "In the user's words", "Text"),
-    "Only if said": ("Only if said", "Only if said", "Optional", "If given", "Leave out unless said", "Only when named"),
+    "Only if said": (
+        "Only if said",
+        "Only if said",
+        "Optional",
+        "If given",
+        "Leave out unless said",
+        "Only when named",
+    ),
 }
 TYPES = {"int": "integer", "num": "number", "minutes": "integer", "delta": "integer", "bool": "boolean"}
 STYLES = ("snake", "snake", "snake", "camel", "camel", "pascal", "joined", "upper")
@@ -63,7 +70,12 @@ def declare(kind: Kind, rng: random.Random, style: str, argument_style: str, pla
         if name in taken or name in RESERVED:
             name = styled(argument.key + "_value", argument_style)
         required = argument.required or rng.random() < 0.04
-        arguments[argument.key] = {"name": name, "required": required, "of": argument.of, **_schema(argument, rng, plain)}
+        arguments[argument.key] = {
+            "name": name,
+            "required": required,
+            "of": argument.of,
+            **_schema(argument, rng, plain),
+        }
     keys = list(arguments)
     rng.shuffle(keys)
     declared = Declared(kind, tool_name(kind.names, kind.family, style, rng), {key: arguments[key] for key in keys})
@@ -80,7 +92,7 @@ def _schema(argument: Argument, rng: random.Random, plain: bool) -> dict:
     if how == "list":
         schema.update(type="array", items={"type": "string"})
     elif how == "enum":
-        pool = ENUMS[argument.of.split(" ")[1]]
+        pool = closed_set(argument.of.split(" ", 1)[1])
         some = rng.sample(sorted(pool), min(len(pool), rng.randint(2, 6)))
         style = rng.choice(("snake", "snake", "upper", "pascal", "camel", "spaced"))
         restyled = {v: v.replace("_", " ") if style == "spaced" else styled(v, style) for v in some}

@@ -131,9 +131,7 @@ class Episodes:
 
     def _no_call(self, declared: list[Declared], families: list[str], distractors: bool) -> Request:
         rng = self.rng
-        asks = [
-            ask for d in declared for ask in d.kind.asks if any(a["required"] for a in d.arguments.values())
-        ]
+        asks = [ask for d in declared for ask in d.kind.asks if any(a["required"] for a in d.arguments.values())]
         if asks and rng.random() < 0.35:
             text, answer = rng.choice(asks)
             text = text if rng.random() < 0.5 else text[0].upper() + text[1:]
@@ -192,7 +190,9 @@ class Episodes:
 
 def _alike(new: dict, known: dict) -> bool:
     """Whether tools do what others do already, judged by the words of their names."""
-    words = lambda name: {w for w in name.replace(".", "_").lower().split("_") if len(w) > 3 and w not in ("calculate", "find")}
+    words = lambda name: {
+        w for w in name.replace(".", "_").lower().split("_") if len(w) > 3 and w not in ("calculate", "find")
+    }
     return any(words(a) & words(b) for a in new for b in known)
 
 

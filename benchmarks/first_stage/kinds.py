@@ -164,7 +164,7 @@ class Declared:
         if lower:
             text = text.lower()
             values.update({k: _lower(values[k]) for k in copied})
-        goes_on = last[0] not in LONG and not last[0].startswith("list")
+        goes_on = len(self.kind.family) > 2 and last[0] not in LONG and not last[0].startswith("list")
         arguments = {self.arguments[key]["name"]: value for key, value in values.items()}
         return Request(text, ((self.name, arguments),), goes_on)
 
@@ -263,5 +263,9 @@ def _polite(text: str, imperative: bool, starts_with_value: bool, rng: random.Ra
     if not starts_with_value and rng.random() < 0.55:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.35:
-        text += "?" if question or re.match(r"(?i)(what|how|when|where|will|is|did|do|who|are|any|could|can)\b", text) else "."
+        text += (
+            "?"
+            if question or re.match(r"(?i)(what|how|when|where|will|is|did|do|who|are|any|could|can)\b", text)
+            else "."
+        )
     return text

@@ -42,7 +42,10 @@ def read(wheel: Path, number: int = 0) -> list[Item]:
     items = []
     with zipfile.ZipFile(wheel) as archive:
         for name in SETS:
-            gold = {row["id"]: row["ground_truth"] for row in bfcl.read_lines(archive, f"possible_answer/BFCL_v4_{name}.json")}
+            gold = {
+                row["id"]: row["ground_truth"]
+                for row in bfcl.read_lines(archive, f"possible_answer/BFCL_v4_{name}.json")
+            }
             for row in bfcl.read_lines(archive, f"BFCL_v4_{name}.json"):
                 item = _item(row, gold.get(row["id"]), bfcl)
                 if item:

@@ -94,13 +94,12 @@ TOPICWORDS = """algebra|world capitals|human anatomy|irregular verbs|the French 
 pottery|first aid|watercolor painting|Python programming|astronomy|creative writing|photography|Roman history|salsa dancing"""
 DATES = """tomorrow|today|Monday|next Friday|Saturday|{n} March|the 3rd of July|June {n}|next week|December {n}|
 the day after tomorrow|this Sunday|Wednesday|Christmas Eve|{N}/{N}/2025|2025-0{N}-1{N}|Thursday the {n}th|the weekend"""
-TIMES = """7 am|noon|8:30|half past six|9 o'clock|17:45|quarter to five|10:15 pm|midnight|3pm|{N}:{N}0|six in the morning|
-1{N}:05|{n} pm|6:20 am|five thirty|dawn"""
+TIMES = """7 am|noon|8:30|half past six|9 o'clock|17:45|quarter to five|10:15 pm|midnight|3pm|{N}:{D}0|six in the morning|
+1{N}:05|{N} pm|6:20 am|five thirty|dawn"""
 # fmt: on
 
-ONSETS, VOWELS, ENDS = "b br d dr f g gl h j k kl l m n p pr qu r s st t tr v w z".split(), "a e i o u ai ei ou".split(), (
-    "n r l s x th nd m k sh la ro ne vi ta".split()
-)
+ONSETS = "b br d dr f g gl h j k kl l m n p pr qu r s st t tr v w z".split()
+VOWELS, ENDS = "a e i o u ai ei ou".split(), "n r l s x th nd m k sh la ro ne vi ta".split()
 
 
 def invented(rng: random.Random) -> str:
@@ -124,6 +123,7 @@ PARTS: dict[str, Callable[[random.Random], str]] = {
     "genre": lambda rng: choice(GENRES, rng),
     "n": lambda rng: str(rng.randint(2, 28)),
     "N": lambda rng: str(rng.randint(1, 9)),
+    "D": lambda rng: str(rng.randint(1, 5)),
     "L": lambda rng: rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ"),
     "f": lambda rng: rng.choice(FIRST[:-3]).lower(),
     "l": lambda rng: rng.choice(LAST).lower(),
@@ -159,65 +159,66 @@ KINDS: dict[str, Callable[[random.Random], str]] = {
 }  # fmt: skip
 KINDS["CITY"] = city
 
-# Closed sets: by name, the values with the words that say them. An episode declares some of the values only.
+
+def closed_set(of: str) -> dict[str, list[str]]:
+    """The values of a closed set with the words that say them: of a name in ENUMS, or written out like those."""
+    entries = (entry.split("=") for entry in ENUMS.get(of, of).split("|"))
+    return {value.strip(): [phrase.strip() for phrase in said.split(",")] for value, said in entries}
+
+
+# Closed sets by name. An episode declares some of the values only.
 ENUMS = {
-    name: {
-        value.strip(): [phrase.strip() for phrase in said.split(",")]
-        for value, said in (entry.split("=") for entry in text.split("|"))
-    }
-    for name, text in {
-        "CLIMATE": "cool=cooling,cool,cold air|heat=heating,warm,heat|dry=dry,dehumidify|fan_only=fan only,just the fan|"
-        "auto=automatic,auto|eco=energy saving,eco|sleep=sleep,night",
-        "ON_OFF": "on=on|off=off",
-        "SCENE": "movie=movie,film night,cinema|reading=reading,book|party=party|bedtime=bedtime,going to bed|"
-        "away=away,nobody home|dinner=dinner,eating|romantic=romantic,date night|wake_up=wake up,good morning",
-        "CLEAN": "quiet=quiet,silent|standard=normal,standard|turbo=turbo,maximum power|mop=mopping,mop|"
-        "spot=spot,just this spot|edge=edge,along the walls",
-        "WASH": "cotton=cotton|delicate=delicate,gentle|wool=wool,woolens|quick=quick,fast|synthetic=synthetics,"
-        "synthetic|sportswear=sports clothes,sportswear",
-        "PRIORITY": "low=low,not important|normal=normal,medium|high=high,important|urgent=urgent,critical",
-        "SIZE": "small=small,little|medium=medium,regular|large=large,big|extra_large=extra large,the biggest",
-        "DRINK": "espresso=espresso|cappuccino=cappuccino|latte=latte|green_tea=green tea|hot_chocolate="
-        "hot chocolate,cocoa|iced_coffee=iced coffee,cold coffee|lemonade=lemonade",
-        "CABIN": "economy=economy,coach,the cheapest class|premium_economy=premium economy|business=business|"
-        "first=first class,first",
-        "TRAVEL": "driving=by car,driving|walking=on foot,walking|cycling=by bike,cycling|transit=by public transport,"
-        "by bus|train=by train",
-        "AVOID": "tolls=tolls,toll roads|highways=highways,motorways|ferries=ferries,boats|traffic=traffic,jams",
-        "REPEAT": "daily=every day,daily|weekly=every week,weekly|monthly=every month,monthly|weekdays=on weekdays,"
-        "every weekday|yearly=every year,annually|never=just once,only once",
-        "SORT": "price=price,cheapest first|rating=rating,best rated first|distance=distance,closest first|"
-        "newest=newest first|popularity=popularity,most popular",
-        "FORMAT": "pdf=PDF|csv=CSV,comma separated|docx=Word,docx|png=PNG,image|json=JSON|markdown=markdown",
-        "SEAT": "window=window,by the window|aisle=aisle,on the aisle|middle=middle|front=front,front row|"
-        "back=back,last row",
-        "METRIC": "temperature=temperature,how warm|humidity=humidity,how humid|wind=wind,how windy|rain=rain,"
-        "chance of rain|uv_index=UV,UV index|air_quality=air quality,pollution",
-        "TONE": "formal=formal,official|casual=casual,relaxed|friendly=friendly,warm|funny=funny,humorous|"
-        "concise=short,brief",
-        "RATE": "like=like,thumbs up|dislike=dislike,thumbs down|favorite=favorite,love|skip=skip,not now",
-        "DIRECTION": "forward=forward,ahead,straight on|backward=back,backwards|left=left,to the left|right=right,"
-        "to the right|up=up,upwards|down=down,downwards",
-        "GESTURE": "wave=wave,say hello|dance=dance,show me some moves|sit=sit down,sit|bow=bow|nod=nod|spin=spin,"
-        "turn around in circles",
-        "STATUS": "open=open,not done|in_progress=in progress,being worked on|done=done,finished,complete|"
-        "blocked=blocked,stuck|cancelled=cancelled,dropped",
-        "SHARE": "view=view,read only|comment=comment|edit=edit,make changes|owner=own,full control",
-        "PAYMENT": "credit_card=credit card,card|bank_transfer=bank transfer,wire|cash=cash|paypal=PayPal|gift_card="
-        "gift card,voucher",
-        "PERIOD": "day=day,24 hours|week=week,seven days|month=month|quarter=quarter|year=year,twelve months",
-        "DIET": "vegan=vegan,without animal products|vegetarian=vegetarian,meatless|gluten_free=gluten free|"
-        "halal=halal|kosher=kosher|low_carb=low carb",
-        "VIEW": "map=map|satellite=satellite,from above|terrain=terrain,relief|street=street level,street view",
-        "PRESENCE": "available=available,free|busy=busy|do_not_disturb=do not disturb,no interruptions|"
-        "away=away,not at my desk|invisible=invisible,hidden",
-        "EFFECT": "blur=blur,blurry|sepia=sepia,old photo look|grayscale=black and white,grayscale|sharpen=sharpen,"
-        "sharper|invert=invert,negative",
-        "LEVEL": "easy=easy,beginner|medium=medium,intermediate|hard=hard,difficult|expert=expert,the hardest",
-        "SPEED": "slow=slow,slowly|normal=normal|fast=fast,quickly",
-        "QUALITY": "low=low,the lowest|medium=medium|high=high,HD|ultra=ultra,4K,the best",
-        "WORKTYPE": "book=book,novel|film=film,movie|painting=painting,picture|game=game,video game|album=album,record|"
-        "series=series,show",
-        "UNIT": "celsius=Celsius,centigrade|fahrenheit=Fahrenheit|kelvin=Kelvin",
-    }.items()
+    "CLIMATE": "cool=cooling,cool,cold air|heat=heating,warm,heat|dry=dry,dehumidify|fan_only=fan only,just the fan|"
+    "auto=automatic,auto|eco=energy saving,eco|sleep=sleep,night",
+    "ON_OFF": "on=on|off=off",
+    "SCENE": "movie=movie,film night,cinema|reading=reading,book|party=party|bedtime=bedtime,going to bed|"
+    "away=away,nobody home|dinner=dinner,eating|romantic=romantic,date night|wake_up=wake up,good morning",
+    "CLEAN": "quiet=quiet,silent|standard=normal,standard|turbo=turbo,maximum power|mop=mopping,mop|"
+    "spot=spot,just this spot|edge=edge,along the walls",
+    "WASH": "cotton=cotton|delicate=delicate,gentle|wool=wool,woolens|quick=quick,fast|synthetic=synthetics,"
+    "synthetic|sportswear=sports clothes,sportswear",
+    "PRIORITY": "low=low,not important|normal=normal,medium|high=high,important|urgent=urgent,critical",
+    "SIZE": "small=small,little|medium=medium,regular|large=large,big|extra_large=extra large,the biggest",
+    "DRINK": "espresso=espresso|cappuccino=cappuccino|latte=latte|green_tea=green tea|hot_chocolate="
+    "hot chocolate,cocoa|iced_coffee=iced coffee,cold coffee|lemonade=lemonade",
+    "CABIN": "economy=economy,coach,the cheapest class|premium_economy=premium economy|business=business|"
+    "first=first class,first",
+    "TRAVEL": "driving=by car,driving|walking=on foot,walking|cycling=by bike,cycling|transit=by public transport,"
+    "by bus|train=by train",
+    "AVOID": "tolls=tolls,toll roads|highways=highways,motorways|ferries=ferries,boats|traffic=traffic,jams",
+    "REPEAT": "daily=every day,daily|weekly=every week,weekly|monthly=every month,monthly|weekdays=on weekdays,"
+    "every weekday|yearly=every year,annually|never=just once,only once",
+    "SORT": "price=price,cheapest first|rating=rating,best rated first|distance=distance,closest first|"
+    "newest=newest first|popularity=popularity,most popular",
+    "FORMAT": "pdf=PDF|csv=CSV,comma separated|docx=Word,docx|png=PNG,image|json=JSON|markdown=markdown",
+    "SEAT": "window=window,by the window|aisle=aisle,on the aisle|middle=middle|front=front,front row|"
+    "back=back,last row",
+    "METRIC": "temperature=temperature,how warm|humidity=humidity,how humid|wind=wind,how windy|rain=rain,"
+    "chance of rain|uv_index=UV,UV index|air_quality=air quality,pollution",
+    "TONE": "formal=formal,official|casual=casual,relaxed|friendly=friendly,warm|funny=funny,humorous|"
+    "concise=short,brief",
+    "RATE": "like=like,thumbs up|dislike=dislike,thumbs down|favorite=favorite,love|skip=skip,not now",
+    "DIRECTION": "forward=forward,ahead,straight on|backward=back,backwards|left=left,to the left|right=right,"
+    "to the right|up=up,upwards|down=down,downwards",
+    "GESTURE": "wave=wave,say hello|dance=dance,show me some moves|sit=sit down,sit|bow=bow|nod=nod|spin=spin,"
+    "turn around in circles",
+    "STATUS": "open=open,not done|in_progress=in progress,being worked on|done=done,finished,complete|"
+    "blocked=blocked,stuck|cancelled=cancelled,dropped",
+    "SHARE": "view=view,read only|comment=comment|edit=edit,make changes|owner=own,full control",
+    "PAYMENT": "credit_card=credit card,card|bank_transfer=bank transfer,wire|cash=cash|paypal=PayPal|gift_card="
+    "gift card,voucher",
+    "PERIOD": "day=day,24 hours|week=week,seven days|month=month|quarter=quarter|year=year,twelve months",
+    "DIET": "vegan=vegan,without animal products|vegetarian=vegetarian,meatless|gluten_free=gluten free|"
+    "halal=halal|kosher=kosher|low_carb=low carb",
+    "VIEW": "map=map|satellite=satellite,from above|terrain=terrain,relief|street=street level,street view",
+    "PRESENCE": "available=available,free|busy=busy|do_not_disturb=do not disturb,no interruptions|"
+    "away=away,not at my desk|invisible=invisible,hidden",
+    "EFFECT": "blur=blur,blurry|sepia=sepia,old photo look|grayscale=black and white,grayscale|sharpen=sharpen,"
+    "sharper|invert=invert,negative",
+    "LEVEL": "easy=easy,beginner|medium=medium,intermediate|hard=hard,difficult|expert=expert,the hardest",
+    "SPEED": "slow=slow,slowly|normal=normal|fast=fast,quickly",
+    "QUALITY": "low=low,the lowest|medium=medium|high=high,HD|ultra=ultra,4K,the best",
+    "WORKTYPE": "book=book,novel|film=film,movie|painting=painting,picture|game=game,video game|album=album,record|"
+    "series=series,show",
+    "UNIT": "celsius=Celsius,centigrade|fahrenheit=Fahrenheit|kelvin=Kelvin",
 }
