@@ -10,7 +10,8 @@ from benchmarks.first_stage.declare import declare
 from benchmarks.first_stage.episodes import HELD_OUT, Episodes
 from benchmarks.first_stage.kinds import Unusable, read_kinds, slots
 from benchmarks.first_stage.leaderboard import Item, _said
-from fgtune.data.examples import all_calls, first_calls, first_query, leaves
+from fgtune.data.examples import all_calls, first_calls, first_query
+from fgtune.data.verbatim import text_arguments
 from fgtune.format.lint import lint_examples
 
 COUNT = 40
@@ -43,17 +44,15 @@ def test_every_row_lints(rows):
 
 
 def test_texts_stand_in_the_request_and_values_in_the_schema(rows):
-    """A shipped request may write "half an hour" for 30, or digits for a sum in words; a text it always says."""
     seen = Counter()
     for row in [row for episode in rows[0] for row in episode] + rows[1]:
         schemas = {tool["name"]: tool["parameters"] for tool in row["tools"]}
         for call in first_calls(row):
             schema = schemas[call.name]
             assert set(schema.get("required", [])) <= call.arguments.keys() <= schema["properties"].keys()
-            for path, value in leaves(call.arguments, schema):
-                if isinstance(value, str) and not row["id"].startswith("s"):
-                    assert value in first_query(row), (first_query(row), path, value)
-                    seen["text"] += 1
+            for name, value, _ in text_arguments(call, schema):
+                assert value in first_query(row), (first_query(row), name, value)
+                seen["text"] += 1
             for name, value in call.arguments.items():
                 if "enum" in schema["properties"][name]:
                     assert value in schema["properties"][name]["enum"]

@@ -1,13 +1,13 @@
 """A first stage for the base model: calling functions of many tool sets, before it sees a user's few examples.
 
-    python -m benchmarks.first_stage rows  [--episodes 800] [--wheel FILE]  # runs/first_stage/rows: train, valid, check
-    python -m benchmarks.first_stage train [--iters 600 | --minutes 45]     # runs/first_stage/training; goes on if stopped
-    python -m benchmarks.first_stage fuse  [--from best|last|checkpoint]    # runs/first_stage/{adapters,model}
-    python -m benchmarks.first_stage check [--model FOLDER]                 # exact match on tools never trained
+    python -m benchmarks.first_stage rows  [--wheel FILE]      # runs/first_stage/rows: train, valid, check
+    python -m benchmarks.first_stage train [--iters 460]       # runs/first_stage/training; goes on if stopped
+    python -m benchmarks.first_stage fuse                      # runs/first_stage/{adapters,model}
+    python -m benchmarks.first_stage check [--model FOLDER]    # exact match on tools never trained
 
-The rows come from the shipped examples, from the Berkeley Function-Calling Leaderboard (`bfcl-eval`, Apache 2.0) and
-from tools of our own (`kinds.txt`); every batch is one tool set, whose declarations are read once. `model` is a base
-model for the series: `base_model: runs/first_stage/model`.
+The rows come from tools and sentences of our own (`kinds.txt`) and from the Berkeley Function-Calling Leaderboard
+(`bfcl-eval`, Apache 2.0), none from the shipped examples. Every batch is one tool set, whose declarations are read
+once. The adapters that the workbook ships are `runs/first_stage/adapters`, put in `fgtune/models/first_stage`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def train(options) -> None:
     print(f"{len(plan)} batches an epoch, {alone} of one tool set", flush=True)
     print(f"{add_lora(model, options.rank, options.scale):,} parameters to train", flush=True)
     config = TrainConfig(
-        iters=options.iters or len(plan), batch_size=options.batch, learning_rate=options.learning_rate, warmup=20,
+        iters=options.iters, batch_size=options.batch, learning_rate=options.learning_rate, warmup=20,
         min_learning_rate=options.learning_rate / 30, steps_per_eval=0, save_every=options.save_every, seed=options.seed,
         precision=choose_precision(model, options.precision), softmax=choose_softmax(model, options.softmax),
     )  # fmt: skip
@@ -85,9 +85,7 @@ def train(options) -> None:
     try:
         history = train_adapters(model, tokenizer, data["train"], data["valid"], config, state, on_report=report)
     except KeyboardInterrupt:
-        print(
-            f"stopped; {state / 'checkpoint'} holds the last state: train goes on with it, fuse --from checkpoint uses it"
-        )
+        print(f"stopped; train goes on with {state / 'checkpoint'}, fuse --from checkpoint uses it")
         return
     print(f"{len(history.losses)} steps in {history.seconds / 60:.1f} minutes; {state / 'last'}")
 
@@ -128,7 +126,7 @@ def check(options) -> None:
         card = score(generator, cases, str(folder), Grammar(folder))
         calls = [result for result in card.results if result.expected]
         right = sum(result.exact for result in calls)
-        print(f"{folder}: {card.exact} of {card.n} exact; with calls {right} of {len(calls)}", flush=True)
+        print(f"{folder}: {card.exact:.1%} of {card.n} exact; with calls {right} of {len(calls)}", flush=True)
         (options.out / f"check_{Path(folder).name}.json").write_text(
             json.dumps([vars(r) for r in card.results], ensure_ascii=False, indent=1), encoding="utf-8"
         )
@@ -145,13 +143,13 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=150, help="requests to check")
     parser.add_argument("--wheel", type=Path, help="the bfcl-eval wheel, instead of a download")
     parser.add_argument("--no-leaderboard", action="store_true", help="without bfcl-eval")
-    parser.add_argument("--iters", type=int, default=0, help="steps of the schedule (0: one epoch)")
+    parser.add_argument("--iters", type=int, default=460, help="steps, each over one tool set")
     parser.add_argument("--minutes", type=float, default=0, help="stop after so many; the schedule is that of --iters")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--scale", type=float, default=20.0)
-    parser.add_argument("--learning-rate", type=float, default=3e-4)
-    parser.add_argument("--save-every", type=int, default=75)
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
+    parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--softmax", default="auto")
     parser.add_argument("--from", dest="source", default="last", choices=("best", "last", "checkpoint"))

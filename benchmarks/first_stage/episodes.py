@@ -11,7 +11,6 @@ from .chat import CHAT, SORRY
 from .declare import STYLES, declare
 from .kinds import Declared, Kind, Request, Unusable, read_kinds
 from .leaderboard import Item, chat_row
-from .shipped import Shipped
 
 REQUESTS = 16  # of an episode: a batch
 LONGEST = 2600  # characters of the tools as JSON
@@ -19,8 +18,7 @@ HELD_OUT = ("run_washer", "move_event", "order_food", "find_film", "book_room", 
             "rewrite_text")  # fmt: skip # kinds of the check: never trained
 JOINTS = (". ", "; ", ", then ", " and ", ", and ", ". Also, ", " and then ", ". Then ", ", ")
 NO_CALL, SEVERAL, LOWER = 0.12, 0.16, 0.35  # shares of requests
-NEAR = ("plan", "info", "talk", "media")  # families that the shipped tools belong to
-SHARES = (("kinds", 0.72), ("shipped", 0.14), ("leaderboard", 0.14))
+SHARES = (("kinds", 0.84), ("leaderboard", 0.16))
 
 
 class Episodes:
@@ -32,7 +30,6 @@ class Episodes:
         kinds = read_kinds()
         self.held_out = [kind for kind in kinds if kind.names[0] in HELD_OUT]
         self.kinds = [kind for kind in kinds if kind.names[0] not in HELD_OUT]
-        self.shipped = Shipped()
         self.seen: set[frozenset] = set()
         self.names: set[str] = set()
 
@@ -143,23 +140,6 @@ class Episodes:
                 return Request(whole.request(rng, rng.random() < LOWER).text, (), False, rng.choice(SORRY))
         text, answer = rng.choice(CHAT)
         return Request(text.lower() if rng.random() < LOWER else text, (), False, answer)
-
-    def _shipped(self) -> tuple[list[dict], list[Request]]:
-        rng, style, argument_style = self.rng, self.rng.choice(STYLES), self.rng.choice(STYLES[:6])
-        names = rng.sample(sorted(self.shipped.tools), rng.randint(2, 6))
-        tools, requests = self.shipped.renamed(names, rng, style, argument_style)
-        requests = requests[: self.size - 4]
-        far = [kind for kind in self.kinds if kind.family not in NEAR]
-        more = [declare(kind, rng, style, argument_style, False) for kind in rng.sample(far, rng.randint(1, 4))]
-        more = [d for d in more if _works(d, rng)]
-        for _ in range(self.size - 1 - len(requests)):
-            if more:
-                requests.append(rng.choice(more).request(rng, rng.random() < LOWER))
-        requests.append(Request(*rng.choice([(text, (), False, answer) for text, answer in CHAT])))
-        tools += [d.tool for d in more]
-        rng.shuffle(tools)
-        rng.shuffle(requests)
-        return tools, list({r.text.lower(): r for r in requests}.values())
 
     def _leaderboard(self) -> tuple[list[dict], list[Request]]:
         rng, tools, items = self.rng, {}, []

@@ -4,6 +4,7 @@ A kind is a function of a random generator that gives a text as somebody would s
 some of them invented, so that a model cannot remember them and has to copy.
 """
 
+# ruff: noqa: E501 - lists of words
 from __future__ import annotations
 
 import random
