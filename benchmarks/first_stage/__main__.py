@@ -72,7 +72,8 @@ def train(options) -> None:
     print(f"{add_lora(model, options.rank, options.scale):,} parameters to train", flush=True)
     config = TrainConfig(
         iters=options.iters, batch_size=options.batch, learning_rate=options.learning_rate, warmup=20,
-        min_learning_rate=options.learning_rate / 30, steps_per_eval=0, save_every=options.save_every, seed=options.seed,
+        min_learning_rate=options.learning_rate / 30, steps_per_eval=0, save_every=options.save_every,
+        seed=options.seed,
         precision=choose_precision(model, options.precision), softmax=choose_softmax(model, options.softmax),
     )  # fmt: skip
     started, state = time.monotonic(), options.out / "training"
