@@ -9,6 +9,8 @@ from test_grammar import fits, folder, ids_of, rules, tokenizer  # noqa: F401 (f
 from test_lint import row
 from test_prompt import in_node
 
+from fgtune.data.grouping import has_open_value
+from fgtune.data.verbatim import text_arguments
 from fgtune.evaluation.coverage import refused_calls
 from fgtune.format.calls import Call, CallSyntaxError, format_call, parse_calls
 from fgtune.format.grammar import GrammarError, tool_grammar
@@ -182,3 +184,17 @@ def test_that_a_declaration_cannot_tell_of_free_keys_is_noted():
         assert notes(schema) == ["warning"]
     for schema in (open_object(False), CLOSED, NAMELESS):
         assert notes(schema) == []
+
+
+def test_values_of_free_keys_that_the_schema_enumerates_are_closed():
+    """They are no open values that a copy of an example could exchange, or that a split holds out."""
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "additionalProperties": {"enum": ["a", "b"]},
+    }
+    tool = {"name": "f", "description": "F.", "parameters": schema}
+    call = Call("f", {"city": "Oslo", "mood": "a"})
+    assert [name for name, *_ in text_arguments(call, schema)] == ["f.city"]
+    turn = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"mood": "a"}}}]}
+    assert not has_open_value({"tools": [tool], "messages": [{"role": "user", "content": "a"}, turn]})

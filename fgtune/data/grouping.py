@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..format.calls import Call
+from ..format.schema import key_schema
 from .examples import first_calls, first_query
 
 CELLS = 1 << 22  # of a block of the table of likenesses: 16 MB
@@ -101,8 +102,7 @@ def _is_open(value: object, schema: object) -> bool:
     if "enum" in schema or "const" in schema:
         return False
     if isinstance(value, dict):
-        properties = schema.get("properties") or {}
-        return any(_is_open(inner, properties.get(name)) for name, inner in value.items())
+        return any(_is_open(inner, key_schema(schema, name)) for name, inner in value.items())
     if isinstance(value, list):
         return any(_is_open(inner, schema.get("items")) for inner in value)
     return isinstance(value, str | int | float) and not isinstance(value, bool)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..format.calls import Call
+from ..format.schema import key_schema
 from .examples import first_calls, first_query
 from .spans import find_spans
 
@@ -21,7 +22,7 @@ def walk(value: Any, schema: dict, path: tuple = ()) -> Iterator[tuple[tuple, An
     """(path, value, schema) of every text, number and boolean."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from walk(inner, (schema.get("properties") or {}).get(name) or {}, (*path, name))
+            yield from walk(inner, key_schema(schema, name), (*path, name))
     elif isinstance(value, list):
         for i, inner in enumerate(value):
             yield from walk(inner, schema.get("items") or {}, (*path, i))

@@ -330,6 +330,13 @@ class SchemaNormalizer:
             check_text(schema["description"], where, self.report)
 
 
+def key_schema(schema: dict, name: str) -> dict:
+    """The schema of an object's key: its own, else that of `additionalProperties`; empty where neither says more."""
+    own = (schema.get("properties") or {}).get(name)
+    found = schema.get("additionalProperties") if own is None else own
+    return found if isinstance(found, dict) else {}
+
+
 def checkable_schema(schema):
     """A schema that jsonschema checks arguments by: lower-case types, and no keys beyond the declared ones."""
     if isinstance(schema, list):
