@@ -188,11 +188,8 @@ def test_that_a_declaration_cannot_tell_of_free_keys_is_noted():
 
 def test_values_of_free_keys_that_the_schema_enumerates_are_closed():
     """They are no open values that a copy of an example could exchange, or that a split holds out."""
-    schema = {
-        "type": "object",
-        "properties": {"city": {"type": "string"}},
-        "additionalProperties": {"enum": ["a", "b"]},
-    }
+    values = {"enum": ["a", "b"]}
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "additionalProperties": values}
     tool = {"name": "f", "description": "F.", "parameters": schema}
     call = Call("f", {"city": "Oslo", "mood": "a"})
     assert [name for name, *_ in text_arguments(call, schema)] == ["f.city"]
