@@ -146,7 +146,7 @@ class Needs:
         columns = ("training examples", "held-out cases")
         tools = sorted(self.tools.items(), key=lambda item: -item[1].lost)
         wrong = {name: counts for name, counts in self.arguments.items() if counts.total() > counts["calls"]}
-        most = sorted(wrong.items(), key=lambda item: item[1]["calls"] - item[1].total())
+        most = sorted(wrong.items(), key=lambda item: (item[1]["calls"] - item[1].total(), item[0]))
         ways = (MISSING, UNASKED, CUT, OTHER)
         arguments = [(name, str(n["calls"]), *(str(n[way]) for way in ways)) for name, n in most]
         return [
