@@ -9,12 +9,17 @@ from fgtune.data.rows import Case
 from fgtune.evaluation.divergence import MlxLogits
 from fgtune.evaluation.divergence import divergence as divergence_of
 from fgtune.evaluation.judging import judge
+from fgtune.evaluation.learning_curve import LearningCurve
+from fgtune.evaluation.learning_curve import learning_curve as curve_of
 from fgtune.evaluation.near_ties import Difference
 from fgtune.evaluation.near_ties import differences as differences_of
 from fgtune.evaluation.scorecards import Comparison, Scorecard, score
 from fgtune.runtimes.constrained import Grammar
+from fgtune.training.curve import Finished
 
-__all__ = ["Comparison", "Scorecard", "differences", "divergence", "judge", "score"]
+from .stage import Run
+
+__all__ = ["Comparison", "Scorecard", "differences", "divergence", "judge", "learning_curve", "score"]
 
 
 def divergence(reference, other, prompts: Sequence[Sequence[int]], last: int | Sequence[int] = 48) -> dict:
@@ -38,3 +43,14 @@ def differences(
     if isinstance(model, str | Path) and card.same_outputs(reference) < card.n:  # else no logit is asked for
         model = MlxLogits(model)
     return differences_of(card, reference, model, cases, grammar)
+
+
+def learning_curve(run: Run, card: Scorecard, grammar: Grammar | None = None) -> LearningCurve:
+    """How the score of `card`, of the trained adapters, depends on the number of training examples, by refits on parts
+    of them that take `curve_minutes` at most."""
+    p, data = run.p, run.inputs["01_data"]["parameters"]
+    augmented = {"copies": data["augment"], "joined": data["combine"]}
+    augmented |= {"similarity": data["similarity"], "seed": data["seed"]}
+    splits = {name: run.examples(name) for name in ("train", "valid", "test")}
+    limits = {"minutes": p.curve_minutes, "max_tokens": p.max_tokens, "folder": run.dir, "grammar": grammar}
+    return curve_of(Finished.load(run.base(), run.input("02_train")), card, splits, augmented, **limits)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+from fgtune.evaluation.learning_curve import LearningCurve
 from fgtune.evaluation.scorecards import Scorecard
+from fgtune.evaluation.shares import wilson
 
 INK, MUTED, ACCENT, WARM = "#1f2937", "#9ca3af", "#2563eb", "#d97706"
 
@@ -99,4 +101,21 @@ def plot_confusion(card: Scorecard):
     ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     ax.set_yticks(range(len(names)), names, fontsize=8)
     ax.set(xlabel="called", ylabel="expected")
+    return fig
+
+
+def plot_curve(curve: LearningCurve):
+    """Accuracy by number of training examples, with Wilson's 95 % intervals, and as a band up to twice as many."""
+    fig, ax = _axes("Exact match by number of training examples")
+    for examples, right, cases in curve.points:
+        ax.plot([examples] * 2, [100 * bound for bound in wilson(right, cases)], color=INK, linewidth=1.2)
+        ax.plot(examples, 100 * right / cases, "o", color=ACCENT)
+    ticks = [*(point.examples for point in curve.points), curve.twice]
+    for start, end, color in ((ticks[0], ticks[-2], ACCENT), (*ticks[-2:], WARM)):  # measured, and extrapolated
+        steps = [start * (end / start) ** (i / 24) for i in range(25)]
+        if (band := curve.band(steps)) is not None:
+            ax.fill_between(steps, *(100 * band), color=color, alpha=0.25, linewidth=0)
+    ax.set(xscale="log", ylim=(0, 103), ylabel="exact match (%)", xlabel="training examples; orange is extrapolated")
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    ax.set_xticks([], minor=True)
     return fig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -49,6 +50,18 @@ def calls_per_tool(examples: Iterable[dict], tools: Iterable[dict] = ()) -> dict
     counts = Counter({tool["name"]: 0 for tool in tools})
     counts.update(call.name for example in examples for call in all_calls(example))
     return dict(counts)
+
+
+def written(examples: list[dict]) -> list[dict]:
+    """Those that somebody wrote: without the copies (`a+1`) and the joined requests (`a&b`) that `augment` makes of
+    examples that are there."""
+    ids = {example["id"] for example in examples}
+    families = lambda name: {re.sub(r"\+\d+$", "", part) for part in name.split("&")}
+    return [
+        example
+        for example in examples
+        if example["id"] in families(example["id"]) or not families(example["id"]) <= ids
+    ]
 
 
 def label(example: dict) -> str:

@@ -8,7 +8,10 @@ __getattr__, __dir__, __all__ = attach(
         "coverage": ["refused_calls"],
         "divergence": ["MlxLogits", "divergence"],
         "judging": ["Result", "judge"],
+        "extrapolation": ["accuracies", "interval"],
+        "learning_curve": ["LearningCurve"],
         "near_ties": ["differences", "unexplained_differences"],
+        "needs": ["Needs", "needs_of"],
         "scorecards": ["Comparison", "Scorecard", "score", "wilson"],
     },
 )

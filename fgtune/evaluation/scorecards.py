@@ -16,7 +16,9 @@ from ..data.rows import Case
 from ..runtimes.constrained import Grammar
 from ..runtimes.protocols import Generator
 from .judging import CALL, MALFORMED, TEXT, Result, judge
+from .needs import Needs, needs_of
 from .shares import percent, share, wilson
+from .tables import html_table, text_table
 
 
 @dataclass(repr=False)
@@ -99,6 +101,10 @@ class Scorecard:
             pairs[want, have] += 1
         return dict(pairs)
 
+    def needs(self, examples: list[dict]) -> Needs:
+        """What to add to the training `examples` (chat rows): right calls per tool, and one sentence."""
+        return needs_of(self.results, examples)
+
     def lost_against(self, other: Scorecard) -> list[Result]:
         """Cases that `other` gets right and this one does not."""
         right = {r.id for r in other.results if r.exact}
@@ -155,16 +161,9 @@ class Scorecard:
             numbers = " / ".join(str(counts[state]) for state in (TEXT, CALL, MALFORMED))
             rows.append((f"{kind}: text / call / malformed", numbers))
         wrong = [(r.query, "; ".join(r.differs) or f"{r.state} instead of a call") for r in self.results if not r.exact]
-        lost = _html_table(("not exact", "what differs"), wrong[:12]) if wrong else ""
+        lost = html_table(("not exact", "what differs"), wrong[:12]) if wrong else ""
         more = f"<p>… and {len(wrong) - 12} more</p>" if len(wrong) > 12 else ""
-        return f"<b>{escape(self.name)}</b>{_html_table((), rows)}{lost}{more}"
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    left = "style='text-align:left'"
-    top = "".join(f"<th {left}>{escape(cell)}</th>" for cell in head)
-    body = ("".join(f"<td {left}>{escape(cell)}</td>" for cell in row) for row in rows)
-    return "<table>" + (f"<tr>{top}</tr>" if head else "") + "".join(f"<tr>{row}</tr>" for row in body) + "</table>"
+        return f"<b>{escape(self.name)}</b>{html_table((), rows)}{lost}{more}"
 
 
 def score(
@@ -219,11 +218,9 @@ class Comparison:
         return out
 
     def __str__(self) -> str:
-        table = [self.head, *self.rows()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(self.head))]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table)
+        return text_table(self.head, self.rows())
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return _html_table(self.head, self.rows())
+        return html_table(self.head, self.rows())
