@@ -612,8 +612,8 @@ def test_training_learns_reports_and_keeps_best_and_last(tiny, tmp_path):
     assert json.loads((tmp_path / "last" / "adapter_config.json").read_text())["iter"] == 8
 
 
-def test_best_is_the_highest_exact_match_then_the_lowest_loss(tiny, tmp_path):
-    shares = iter([0.25, 0.75, 0.75, 0.5])
+def test_best_is_the_last_within_chance_of_the_highest_exact_match(tiny, tmp_path):
+    shares = iter([0.25, 0.75, 0.75, 0.0])
     calls = []
 
     def evaluate(model):
@@ -622,23 +622,26 @@ def test_best_is_the_highest_exact_match_then_the_lowest_loss(tiny, tmp_path):
 
     model, history, _ = run(tiny, tmp_path, quick(), evaluate)
     assert calls == [False] * 4
-    assert [e["exact"] for e in history.evals] == [0.25, 0.75, 0.75, 0.5]
-    tied = {e["iter"]: e["valid_loss"] for e in history.evals if e["exact"] == 0.75}
-    assert sorted(tied) == [4, 6] and history.best_iter == min(tied, key=tied.get)
+    assert [e["exact"] for e in history.evals] == [0.25, 0.75, 0.75, 0.0] and history.best_iter == 6
     kept = mx.load(str(tmp_path / "best" / "adapters.safetensors"))
     assert all(np.array_equal(np.array(kept[k]), np.array(v)) for k, v in named_trainable_parameters(model).items())
     last = mx.load(str(tmp_path / "last" / "adapters.safetensors"))
     assert any(not np.array_equal(np.array(kept[k]), np.array(last[k])) for k in kept)
 
 
-def test_an_evaluation_is_better_by_exact_match_before_loss():
-    def rank(exact, loss):
-        return loop.selection_key({"exact": exact, "valid_loss": loss})
+def test_a_case_less_is_chance_and_several_are_not():
+    def better(exact, *before, cases=32, loss=1.0):
+        return loop.is_better(
+            {"exact": exact, "valid_loss": loss}, [{"exact": e, "valid_loss": 2.0} for e in before], cases
+        )
 
-    assert rank(0.5, 9.0) > rank(0.25, 1.0)
-    assert rank(0.5, 1.0) > rank(0.5, 2.0)
-    assert rank(None, 1.0) > rank(None, 2.0)
-    assert rank(0.5, None) > rank(0.25, None)
+    assert better(0.0) and better(0.5, 0.25) and better(1.0, 1.0)
+    assert better(31 / 32, 1.0) and not better(29 / 32, 1.0)
+    assert better(15 / 32, 16 / 32) and not better(13 / 32, 16 / 32)
+    assert better(0.4, 0.5, cases=10) and not better(0.4, 0.5, cases=400)
+    assert not better(13 / 32, 16 / 32, 14 / 32)  # against the highest, not the one before
+    assert better(None, None) and not better(None, None, loss=3.0)
+    assert loop.is_better({"exact": None, "valid_loss": None}, [], 0)
 
 
 def test_patience_stops_early(tiny, tmp_path):

@@ -95,7 +95,7 @@ def format_record(record: dict) -> str:
             parts.append(f"validation loss {record['valid_loss']:.4f}")
         if record["exact"] is not None:
             parts.append(f"exact match {record['exact']:.1%}")
-        return " · ".join(parts + [f"{record['seconds']:.1f} s", "best so far" if record["best"] else "not better"])
+        return " · ".join(parts + [f"{record['seconds']:.1f} s", "kept" if record["best"] else "not better"])
     left = max(0, round(record["seconds_left"]))
     return (
         f"iter {record['iter']:4d}/{record['iters']} · loss {record['loss']:.4f} · "

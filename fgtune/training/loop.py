@@ -39,8 +39,9 @@ def train(
 ) -> History:
     """Train the adapters that `add_lora` added; keep the best and the last under `out_dir/best` and `out_dir/last`.
 
-    `evaluate(model)` gives the share of validation cases answered exactly; the best adapters are those with the
-    highest share, then the lowest validation loss. `on_report(record)` gets every report and evaluation; without it
+    `evaluate(model)` gives the share of validation cases answered exactly; the best adapters are the last ones that
+    are within chance of the highest share (`is_better`), without it those of the lowest validation loss.
+    `on_report(record)` gets every report and evaluation; without it
     each is printed. `callback` is an mlx-lm TrainingCallback (see `reporting_callback`). A run that was interrupted
     goes on from `out_dir/checkpoint` and ends with the same bits. At the end the model holds the best adapters.
 
@@ -197,7 +198,7 @@ class Trainer:
             record["exact"] = float(self.exact_match(self.model))
         self.model.train()
         record["seconds"] = time.perf_counter() - started
-        record["best"] = history.best is None or selection_key(record) > selection_key(history.best)
+        record["best"] = is_better(record, history.evals, len(self.valid_rows))
         history.evals.append(record)
         if record["best"]:
             history.best_iter = self.step
@@ -274,7 +275,16 @@ def apply_gradients(model, optimizer, gradients, scale: float, clip: float) -> f
     return norm.item()
 
 
-def selection_key(record: dict) -> tuple[float, float]:
-    """What an evaluation is better by: more exact matches, then a lower validation loss. Larger is better."""
-    exact, loss = record["exact"], record["valid_loss"]
-    return (exact if exact is not None else 0.0, -loss if loss is not None else 0.0)
+def is_better(record: dict, before: Sequence[dict], cases: int) -> bool:
+    """Whether the adapters of this evaluation are to be kept in place of those kept `before`, on `cases` cases.
+
+    The later ones are, unless they are worse than the most exact matches so far by more than one standard error (that
+    of Agresti and Coull's share, which is not 0 where all are right): a case more or less is chance, and later steps
+    have a lower learning rate. Without exact match the lower validation loss is better; without either the later.
+    """
+    if record["exact"] is None:
+        losses = [e["valid_loss"] for e in before]
+        return record["valid_loss"] is None or not losses or record["valid_loss"] < min(losses)
+    top = max([e["exact"] for e in before], default=0.0)
+    p = (top * cases + 2) / (cases + 4)
+    return record["exact"] >= top - math.sqrt(p * (1 - p) / (cases + 4))
