@@ -133,7 +133,7 @@ def test_training_shows_itself_line_by_line(capsys):
     show = LiveTraining()
     show(record), show(record | {"iter": 6})
     out = capsys.readouterr().out
-    assert "iter    5" in out and "iter    6" in out and "best so far" in out
+    assert "iter    5" in out and "iter    6" in out and "kept" in out
 
 
 @pytest.mark.parametrize("name", ["prompt", "calls", "evaluate"])

@@ -41,9 +41,9 @@ def train(
 
     `evaluate(model)` gives the share of validation cases answered exactly; the best adapters are the last ones that
     are within chance of the highest share (`is_better`), without it those of the lowest validation loss.
-    `on_report(record)` gets every report and evaluation; without it
-    each is printed. `callback` is an mlx-lm TrainingCallback (see `reporting_callback`). A run that was interrupted
-    goes on from `out_dir/checkpoint` and ends with the same bits. At the end the model holds the best adapters.
+    `on_report(record)` gets every report and evaluation; without it each is printed. `callback` is an mlx-lm
+    TrainingCallback (see `reporting_callback`). A run that was interrupted goes on from `out_dir/checkpoint` and ends
+    with the same bits. At the end the model holds the best adapters.
 
     `group` (`mx.distributed.init()`) divides every batch among its workers. They take the same steps, on the sum of
     their gradients; the first one evaluates, reports and writes. Raises TrainError.
