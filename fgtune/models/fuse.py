@@ -101,8 +101,8 @@ def merge(weights: dict, adapters: dict, settings: dict):
     """Yield (name, merged float32 tensor) for each weight that the adapters change; torch tensors by name.
 
     LoRA: `W + scale · (A B)ᵀ`. DoRA: that with each row scaled to the norm `m`. Full: the trained weight itself.
-    The merge is our own since mlx-lm's `fuse()` multiplies B by `scale` before the product, which rounds differently
-    unless `scale` is a power of two, and the recorded results belong to these bits. Raises FuseError.
+    The merge is our own since mlx-lm's `fuse()` rounds to float32 on the way. Here sums are taken in float64 and
+    rounded once, so that every machine writes the same bits. Raises FuseError.
     """
     kind = settings.get("fine_tune_type", "lora")
     if kind == "full":
@@ -122,7 +122,7 @@ def merge(weights: dict, adapters: dict, settings: dict):
             raise FuseError(f"the adapters of {module} do not fit the base model")
         if (kind == "dora") != (m is not None):
             raise FuseError(f"{module}: adapter_config.json says {kind}, the file holds another kind")
-        merged = weights[name].float() + scale * (b.T @ a.T)
+        merged = (weights[name].double() + scale * (b.double().T @ a.double().T)).float()
         if m is not None:
             merged = (m / merged.norm(dim=1))[:, None] * merged
         used |= {key, module + ".lora_b", module + ".m"}
