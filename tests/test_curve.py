@@ -61,6 +61,13 @@ def test_parts_are_nested_and_hold_every_tool_and_their_share(splits):
     assert parts == nested_parts(whole, 85, 7) != nested_parts(whole, 85, 8)
 
 
+def test_a_rare_tool_is_in_every_part(splits):
+    timers = [example for example in splits["train"] if label(example) == "set_timer"]
+    rare = next(example for example in splits["train"] if label(example) == "get_weather")
+    for seed in range(8):
+        assert all(rare in part for part in nested_parts([*timers, rare], 85, seed).values())
+
+
 def test_groups_are_not_torn(splits):
     twins = [dict(example, id=f"{example['id']}/{i}") for example in splits["train"] for i in (1, 2)]
     for part in nested_parts(twins, 85, 7).values():
