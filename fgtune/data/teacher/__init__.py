@@ -1,0 +1,14 @@
+"""Training examples written by a language model, the teacher: planned, asked for, and verified one by one."""
+
+from lazy_loader import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    submod_attrs={
+        "client": ["Teacher", "TeacherError"],
+        "log": ["AnswerLog"],
+        "plan": ["Task", "make_plan"],
+        "verify": ["Refused", "evidence"],
+        "write": ["Generated", "generate"],
+    },
+)
