@@ -1,7 +1,7 @@
 # make run · make test · make lab · make verify; each sets up what it needs, once.
 PYTHON   ?= python3
 VENV     ?= .venv
-PARAMS   ?= params/quickstart.yaml
+PARAMS   ?=
 PIP_ARGS ?=
 UV       ?=
 BIN      := $(VENV)/bin
@@ -33,7 +33,7 @@ node_modules/.done: package-lock.json package.json
 	fi
 
 run: setup  ## the whole series on the embedded Gemma 3 270M: runs/quickstart/11_report/report.html
-	$(BIN)/python -m fgtune_helpers run --params $(PARAMS)
+	$(BIN)/python -m fgtune_helpers run $(addprefix --params ,$(PARAMS))
 
 test: setup  ## unit tests, notebook lint, nbval, the series on a tiny model
 	$(BIN)/python -m pytest
@@ -42,6 +42,7 @@ test: setup  ## unit tests, notebook lint, nbval, the series on a tiny model
 lab: setup  ## JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_setup.ipynb
 
+verify: export FGTUNE_PARAMS =
 verify: setup  ## the series on the real model, nbval on the recorded notebooks (which runs it again), all cases on the page, an audit
 	$(BIN)/python -m fgtune_helpers run --params params/quickstart.yaml
 	$(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=7200 \

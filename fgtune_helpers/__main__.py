@@ -10,7 +10,7 @@ from fgtune.core.errors import DeployError
 from . import runner
 from .audit import audit
 from .params import ParameterError, coerce
-from .stage import StageError
+from .stage import StageError, resolve_run
 from .sweep import sweep
 
 
@@ -37,9 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--examples", metavar="PATH", help="a file or a folder of examples")
     files.add_argument("--json", metavar="FILE", help="write the canonical form and the findings here")
     check = commands.add_parser("audit", help="check a finished run from its files alone")
-    check.add_argument("run_dir", nargs="?", default="runs/quickstart")
+    check.add_argument("run_dir", nargs="?", help="a folder; else that of the chosen params file")
     page = commands.add_parser("serve", help="preview a deployed site on this machine only")
-    page.add_argument("site", nargs="?", default="runs/quickstart/10_deploy_browser/site")
+    page.add_argument("site", nargs="?", help="a folder; else the site of the chosen params file's run")
     page.add_argument("--port", type=int, default=8000)
     series("sweep", "train and test every combination of comma-separated values: -p rank 4,8,16")
     return parser
@@ -54,11 +54,11 @@ def main(argv: list[str] | None = None) -> int:
 
             return check_files(args.tools, args.examples, args.json)
         if args.command == "audit":
-            return audit(args.run_dir)
+            return audit(args.run_dir or runner.load_params([], [])["run_dir"])
         if args.command == "serve":
             from fgtune.site.server import serve
 
-            serve(args.site, args.port)
+            serve(args.site or resolve_run(runner.load_params([], [])["run_dir"]) / "10_deploy_browser/site", args.port)
             return runner.OK
         if args.command == "sweep":
             grid = {n: [coerce(n, v) for v in value.split(",")] for n, value in args.p if "," in value}

@@ -38,7 +38,9 @@ def check_files(tools: str, examples: str | None = None, out: str | None = None)
         for name, count in sorted(calls_per_tool(rows, tool_list).items(), key=lambda item: -item[1]):
             print(f"{count:>6}  calls of {name}" + ("" if count else ": add examples that call it, or remove the tool"))
     if out:
-        text = json.dumps(canonical(tool_list, rows, table.findings), indent=1)
+        written = json.dumps(canonical(tool_list, rows, table.findings))
+        value = json.loads(written, parse_constant=lambda _: None)  # NaN, refused above, is no JSON: null
+        text = json.dumps(value, indent=1)
         Path(out).write_text(text + "\n", encoding="utf-8")
     print("refused: correct the errors above" if table.errors else "ready for stage 01")
     return REFUSED if table.errors else READY

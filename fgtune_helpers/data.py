@@ -6,17 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
-from fgtune.data.augment import augment, combine
+from fgtune.data.augment import augment_examples
 from fgtune.data.examples import first_calls, first_query, label
 from fgtune.data.readers.examples import load_examples
 from fgtune.data.readers.tools import load_tools
 from fgtune.data.rows import Row, mask_html
 from fgtune.data.rows import tokenize as row_of
 from fgtune.data.split_audit import audit_split
-from fgtune.data.splits import held_out_sizes, leaks, random_split
-from fgtune.data.splits import split_examples as split_by_group
+from fgtune.data.splits import split_examples
 from fgtune.data.verbatim import verbatim_arguments
 from fgtune.evaluation.coverage import refused_calls as calls_refused
 from fgtune.format.findings import FindingsTable
@@ -63,36 +62,6 @@ class TokenRow(Row):
 def tokenize(example: dict, tokenizer, max_seq_length: int | None = None) -> TokenRow:
     """The row of an example: `ids`, `targets` (True: learned) and the length of its `prefix`. Raises DataError."""
     return TokenRow(**vars(row_of(example, tokenizer, max_seq_length)), tokenizer=tokenizer)
-
-
-def split_examples(
-    examples: list[dict], *, valid: int, test: int, seed: int, similarity: float, by: str = "group"
-) -> dict[str, list[dict]]:
-    """Seeded train, valid and test examples. `by` "group" keeps what asks for the same calls, or in words at least
-    `similarity` (0 to 100) alike, in one split, stratified by tool; "chance" shuffles. Raises DataError."""
-    if by == "chance":
-        return random_split(examples, **held_out_sizes(len(examples), valid=valid, test=test), seed=seed)
-    return split_by_group(examples, valid=valid, test=test, similarity=similarity, seed=seed)
-
-
-class Augmented(NamedTuple):
-    """New training `examples`: `copies` with other names and numbers and `joined` requests, without those whose ids
-    are in `too_near` because they came near a held-out case."""
-
-    examples: list[dict]
-    copies: list[dict]
-    joined: list[dict]
-    too_near: set[str]
-
-
-def augment_examples(splits: dict, *, copies: int, joined: float, similarity: float, seed: int) -> Augmented:
-    """`copies` of each training example with other names and numbers, and several requests in one, `joined` times the
-    number of training examples. Held-out examples are only compared with."""
-    train = splits["train"]
-    varied = augment(train, copies, seed)
-    several = combine(train + varied, round(joined * len(train)), seed)
-    near = {other for _, other, _ in leaks({**splits, "train": varied + several}, similarity)}
-    return Augmented([e for e in varied + several if e["id"] not in near], varied, several, near)
 
 
 def refused_calls(model_dir: Path, verbatim: Iterable[str], examples: Iterable[dict], tokenizer) -> list[dict]:

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fgtune.core.files import stderr_to, verify_files
 from fgtune.core.project import project_root
 
-from .params import PARAMETERS, ParameterError, closest, coerce
-from .stage import STAGES, OldRunError, StageError, read_manifest, resolve_path, resolve_run, stage_key
+from .params import PARAMETERS, ParameterError, chosen_file, closest, coerce, read_params, resolve_path
+from .stage import STAGES, OldRunError, StageError, read_manifest, resolve_run, stage_key
 
 OK, FAILED, BAD = 0, 1, 2
 #: For the kernels: glibc's memory in pages of 2 MB where Linux grants them. Training and decoding gain some percent.
@@ -37,19 +35,10 @@ class Plan:
 
 
 def load_params(files: list[str], pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """Defaults, then params files, then `-p` pairs, coerced and checked. Raises ParameterError."""
+    """Defaults, then params files (none given: the chosen one), then `-p` pairs, checked. Raises ParameterError."""
     values = {name: param.default for name, param in PARAMETERS.items()}
-    for file in files:
-        path = resolve_path(file)
-        try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            if not isinstance(given, dict):
-                raise ParameterError("must be a flat list of name: value")
-            values |= {name: coerce(name, value) for name, value in given.items()}
-        except yaml.YAMLError as error:
-            raise ParameterError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
-        except ParameterError as error:
-            raise ParameterError(f"{file}: {error}") from None
+    for file in files or filter(None, [chosen_file()]):
+        values |= read_params(file)
     values |= {name: coerce(name, value) for name, value in pairs}
     for name in ("tools_file", "examples_file"):  # kernels start elsewhere: hand the full path over
         path, root = resolve_path(values[name]), project_root()

@@ -20,10 +20,10 @@ from typing import Any
 
 from fgtune.core.environment import seed_all, versions
 from fgtune.core.errors import ProjectError
-from fgtune.core.files import file_sha256, hash_files, verify_files, write_json
+from fgtune.core.files import hash_files, verify_files, write_json
 from fgtune.core.folders import recover, replace_folder
 from fgtune.core.project import project_root
-from fgtune.data.readers.files import json_files, read_json
+from fgtune.data.readers.files import digest_of, read_json
 from fgtune.data.rows import Case, Row, case_of, tokenize, write_jsonl
 from fgtune.evaluation.scorecards import Scorecard
 from fgtune.models.base_model import CONVERSION_VERSION
@@ -31,7 +31,7 @@ from fgtune.models.tokenizer_files import load_tokenizer
 from fgtune.runtimes.constrained import Grammar
 
 from . import __version__
-from .params import PARAMETERS, SERIES, ParameterError, coerce, names_set
+from .params import PARAMETERS, SERIES, ParameterError, chosen_file, coerce, names_set, read_params, resolve_path
 
 SCHEMA = 2  # of stage.json and of the names of the files beside it
 
@@ -79,15 +79,6 @@ def check(what: str, holds: bool, detail: str = "") -> None:
     print(f"ok   {what}")
 
 
-def resolve_path(value: str) -> Path:
-    """An input path: absolute, or below the project's root, or below the working directory. Raises ParameterError."""
-    tried = dict.fromkeys(folder / Path(value).expanduser() for folder in (project_root(), Path.cwd()))
-    found = next((path for path in tried if path.exists()), None)
-    if found is None:
-        raise ParameterError(f"{value!r} does not exist (looked at {' and '.join(map(str, tried))})")
-    return found.resolve()
-
-
 def resolve_run(run_dir: str) -> Path:
     """The folder of a run: absolute, or below the project's root."""
     return (project_root() / Path(run_dir).expanduser()).resolve()
@@ -108,13 +99,6 @@ def read_manifest(run: Path, stage: str) -> dict | None:
         text = f"{run} holds a run of format {schema}, this version reads format {SCHEMA}"
         raise OldRunError(f"{text}: write it anew (run --force), or choose another run_dir")
     return manifest
-
-
-def digest_of(path: Path) -> str:
-    """sha256 of a file, or of the JSON files of a folder."""
-    if path.is_file():
-        return file_sha256(path)
-    return hashlib.sha256("".join(f"{p.name}:{file_sha256(p)}\n" for p in json_files(path)).encode()).hexdigest()
 
 
 def stage_key(stage: str, values: dict[str, Any], upstream: dict[str, dict]) -> str:
@@ -219,6 +203,29 @@ class Run:
         print(f"{'skipped: ' + skipped if skipped else 'done'} · {len(outputs)} files, {size / 1e6:.1f} MB")
 
 
+def _parameters(stage: str, namespace: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The values of a stage's parameters, and a table that says where each is from: the chosen params file stands in
+    for the default of what nobody has set. Raises ParameterError."""
+    own, cells = STAGES[stage].all_params, names_set(namespace, STAGES[stage].all_params)
+    given = {name: coerce(name, namespace[name]) for name in (*cells, *own) if name in namespace}
+    if missing := [name for name in own if name not in given]:
+        raise ParameterError(f"the parameters cell of {stage} lacks {', '.join(missing)}")
+    others = [name for name in given if name not in own]
+    for name in others:  # papermill's -f hands over all keys of a params file of the series, and run_dir is one of them
+        if not (cells[name] and cells.get("run_dir")):
+            owners = ", ".join(other for other in STAGES if name in STAGES[other].all_params)
+            raise ParameterError(f"{stage} has no parameter {name!r}; it belongs to {owners}")
+    unset = [name for name in own if given[name] == PARAMETERS[name].default and not cells.get(name)]
+    file = chosen_file() if unset else ""
+    chosen = {name: value for name, value in read_params(file).items() if name in unset} if file else {}
+    values, table = {name: given[name] for name in own} | chosen, []
+    for name, value in values.items():
+        default, source = PARAMETERS[name].default, file if name in chosen else "given"
+        source = "default" if value == default else f"{source} (default {default!r})"
+        table.append(f"{name:<24} {value!r:<28} {source}")
+    return values, [*table, *([f"{'not used here':<24} {', '.join(others)}"] if others else [])]
+
+
 def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) -> Run:
     """Begin a stage from a notebook's globals: resolve parameters, check what it needs, seed, say what is used.
 
@@ -227,11 +234,7 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
     Raises ParameterError or StageError, one line each.
     """
     spec = STAGES[stage]
-    given = [name for name in (*names_set(namespace, spec.all_params), *spec.all_params) if name in namespace]
-    values = {name: coerce(name, namespace[name]) for name in given}
-    if missing := [name for name in spec.all_params if name not in values]:
-        raise ParameterError(f"the parameters cell of {stage} lacks {', '.join(missing)}")
-    values = {name: values[name] for name in spec.all_params}
+    values, table = _parameters(stage, namespace)
     root = resolve_run(values["run_dir"])
     upstream = {}
     for need in spec.needs:
@@ -256,7 +259,5 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
                 print(f"the same was done before: {values['run_dir']}/{stage} goes on (FGTUNE_FRESH=1 begins anew)")
     work.mkdir(parents=True, exist_ok=True)
     stamp.write_text(key)
-    for name, value in values.items():
-        default = PARAMETERS[name].default
-        print(f"{name:<24} {value!r:<28} {'default' if value == default else f'given (default {default!r})'}")
+    print(*table, sep="\n")
     return Run(stage, root, SimpleNamespace(**values), work, key, upstream)

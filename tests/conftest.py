@@ -1,5 +1,7 @@
 """What several test files share."""
 
+import os
+
 import pytest
 
 from fgtune.core.project import project_root
@@ -7,6 +9,8 @@ from fgtune.data.readers.examples import read_examples
 from fgtune.data.readers.tools import read_tools
 from fgtune.export.onnx import export_onnx
 from fgtune.models.base import resolve_base
+
+os.environ["FGTUNE_PARAMS"] = ""  # the project's run.yaml is not for tests, nor for the processes that they start
 
 
 @pytest.fixture(scope="session")

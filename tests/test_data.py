@@ -16,7 +16,7 @@ from fgtune.data.grouping import group_examples, near_texts
 from fgtune.data.readers.examples import read_examples
 from fgtune.data.readers.files import DataError, json_files
 from fgtune.data.readers.tools import read_tools
-from fgtune.data.rows import case_of, mask_html, tokenize
+from fgtune.data.rows import case_of, load_rows, mask_html, tokenize, write_jsonl
 from fgtune.data.splits import (
     held_out_per_tool,
     held_out_sizes,
@@ -28,7 +28,7 @@ from fgtune.data.splits import (
 )
 from fgtune.format.calls import Call
 from fgtune.format.lint import lint_examples
-from fgtune.format.template import TRIGGER
+from fgtune.format.template import TRIGGER, render
 from fgtune.format.tools import lint_tools
 from fgtune.models.base import resolve_base
 from fgtune.models.tokenizer_files import load_tokenizer
@@ -443,3 +443,52 @@ def test_the_mask_shows_what_is_learned(shipped, tokenizer):
     row = tokenize(shipped[1][0], tokenizer)
     html = mask_html(row, tokenizer, skip=row.prefix)
     assert html.count("#cdeccd") == sum(row.targets)
+
+
+class Counting:
+    """A tokenizer that keeps what it was asked for."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.texts, self.added_tokens_decoder = tokenizer, [], tokenizer.added_tokens_decoder
+
+    def __call__(self, text, **options):
+        self.texts.append(text)
+        return self.tokenizer(text, **options)
+
+
+def test_the_developer_turn_is_tokenised_once_and_the_ids_are_those_of_the_whole_text(shipped, tokenizer):
+    rows = shipped[1][::20]
+    counting = Counting(tokenizer)
+    for example in rows:
+        row = tokenize(example, counting)
+        text = render(example["messages"], example["tools"])
+        whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        assert list(row.ids) == whole["input_ids"]
+        said = text.rindex("<start_of_turn>model\n") + len("<start_of_turn>model\n")
+        if len(example["messages"]) == 3:
+            assert list(row.targets) == [begin >= said for begin, _ in whole["offset_mapping"]]
+        assert len(row.targets) == len(row.ids)
+    assert len(rows) > 200
+    assert sum("<start_function_declaration>" in text for text in counting.texts) == len(
+        {render(example["messages"][:1], example["tools"]) for example in rows}
+    )
+
+
+def test_a_tokenizer_whose_marker_takes_what_is_before_it_reads_the_whole_text(shipped, tokenizer):
+    class Greedy(Counting):
+        def __init__(self, tokenizer):
+            super().__init__(tokenizer)
+            added = tokenizer.added_tokens_decoder
+            self.added_tokens_decoder = {i: t for i, t in added.items() if t.content != "<start_of_turn>"}
+
+    counting, example = Greedy(tokenizer), shipped[1][0]
+    assert tokenize(example, counting).ids == tokenize(example, tokenizer).ids
+    assert render(example["messages"], example["tools"]) in counting.texts
+
+
+def test_rows_are_written_as_json_dumps_writes_them(shipped, tokenizer, tmp_path):
+    rows = shipped[1][:30]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    plain = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    assert (tmp_path / "train.jsonl").read_text(encoding="utf-8") == plain
+    assert load_rows(tmp_path, "train", tokenizer) == [tokenize(row, tokenizer) for row in rows]

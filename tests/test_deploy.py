@@ -418,7 +418,10 @@ def test_only_this_machine(served):
 
 
 def test_a_preview_ends_with_ctrl_c():
-    code = "from fgtune.site.server import serve; serve('web', 0)"
+    heard = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background ignores it
+    )
+    code = f"{heard}; from fgtune.site.server import serve; serve('web', 0)"
     preview = subprocess.Popen([sys.executable, "-c", code], cwd=project_root(), text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     url = preview.stdout.readline().split()[0]

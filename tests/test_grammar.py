@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fgtune.core.project import project_root
+from fgtune.data.rows import case_of
 from fgtune.data.verbatim import is_verbatim, verbatim_arguments
 from fgtune.evaluation.coverage import refused_calls
 from fgtune.format.calls import Call, CallSyntaxError, format_call, parse_calls
@@ -223,6 +224,35 @@ def test_answers_that_hold_other_words_are_refused(folder, tokenizer):
         row["id"] = str(i)
     assert refused_calls(rules, [good, other, wrong], Tokens()) == [other, wrong]
     assert refused_calls(Grammar(folder), [good, other], Tokens()) == []
+
+
+def test_refused_are_those_that_the_grammar_of_their_own_request_refuses(folder, tokenizer):
+    """Most are judged by one grammar for all; which are refused is what a grammar for each would say."""
+
+    class Tokens:
+        def encode(self, text, add_special_tokens):
+            return ids_of(tokenizer, text)
+
+    rules, at = Grammar(folder, ["weather.now.city"]), {"lat": 1, "lon": 2}
+    cities = ["Łódź", "New York", "new york", "York", "New", "ork", "", "東京", " Oslo"]
+    rows = [example(f"How is {said} today?", at=at, city=city) for said in cities for city in cities]
+    rows += [
+        example("How is Oslo?", at=at, city="Oslo", Unit=unit, days=days)
+        for unit in ("celsius", "K")
+        for days in (1, "1")
+    ]
+    for i, row in enumerate(rows):
+        row["id"] = str(i)
+    refused = []
+    for row in rows:
+        case = case_of(row)
+        constraint = rules.constraint(case.tools, case.prompt)
+        constraint.start()
+        answer = "".join(map(format_call, case.calls)) + "<start_function_response>"
+        if not all(map(constraint.accept, ids_of(tokenizer, answer))):
+            refused.append(row)
+    assert 20 < len(refused) < len(rows) - 9
+    assert refused_calls(rules, rows, Tokens()) == refused
 
 
 def test_user_spans_are_everything_after_the_developer():

@@ -133,6 +133,9 @@ def test_stock_papermill_with_a_misspelt_parameter(fake_project, tmp_path):
     source = str(tmp_path / "notebooks" / "00_setup.ipynb")
     with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'itres'; did you mean 'iters'"):
         papermill.execute_notebook(source, None, {"run_dir": "runs/x", "itres": 3}, progress_bar=False)
+    with pytest.raises(papermill.PapermillExecutionError, match="00_setup has no parameter 'iters'; it belongs to 02"):
+        papermill.execute_notebook(source, None, {"iters": 3}, progress_bar=False)
+    papermill.execute_notebook(source, None, {"run_dir": "runs/x", "iters": 3}, progress_bar=False)  # a file's keys
 
 
 def test_a_run_of_another_format_stops_with_one_line_unless_forced(fake_project, tmp_path, capsys, monkeypatch):

@@ -10,6 +10,7 @@ from fgtune.core.files import verify_files
 from fgtune.core.project import project_root
 from fgtune_helpers import stage
 from fgtune_helpers.params import PARAMETERS, ParameterError, names_set
+from fgtune_helpers.runner import load_params
 from fgtune_helpers.stage import (
     STAGES,
     CheckFailed,
@@ -127,8 +128,8 @@ def test_only_the_cells_of_parameters_are_searched_for_misspelt_ones(tmp_path):
     ],
 )
 def test_cells_of_plain_assignments(cell, found):
-    assert names_set({"In": ["x = x", cell, "run = start_stage(…)"]}, ["run_dir"]) == (found or [])
-    assert names_set({"In": ["z = 0", cell, "run = start_stage(…)"]}, ["run_dir"]) == (
+    assert [*names_set({"In": ["x = x", cell, "run = start_stage(…)"]}, ["run_dir"])] == (found or [])
+    assert [*names_set({"In": ["z = 0", cell, "run = start_stage(…)"]}, ["run_dir"])] == (
         [] if found is None else ["z", *found]
     )
 
@@ -142,8 +143,93 @@ def test_a_run_of_another_format_is_one_clear_line(tmp_path):
     assert not list(start_stage("00_setup", values("00_setup", tmp_path), keep=True).dir.iterdir()), "not taken over"
 
 
-def test_parameters_of_other_stages_are_no_error(tmp_path):
-    start_stage("00_setup", values("00_setup", tmp_path) | {"iters": 5})
+def cell(name, given):
+    """The parameters cell of a notebook with these values."""
+    return "\n".join(f"{p}: {type(given[p]).__name__} = {given[p]!r}  # help" for p in STAGES[name].all_params)
+
+
+def test_a_parameter_of_another_stage_is_an_error_unless_it_comes_with_a_params_file(tmp_path, capsys):
+    given = values("00_setup", tmp_path)
+    start, declared = 'run = start_stage("00_setup", globals())', cell("00_setup", given)
+    for wrong in (["# Parameters\niters = 300\n"], ["# Parameters\niters = 300\nseed = 7\n"], []):
+        cells = [declared if wrong else declared + "\niters: int = 300", *wrong, start]
+        with pytest.raises(ParameterError, match=r"^00_setup has no parameter 'iters'; it belongs to 02_train$"):
+            start_stage("00_setup", given | {"iters": 300, "In": cells})
+    injected = f"# Parameters\nrun_dir = {str(tmp_path)!r}\niters = 300\nrank = 4\n"
+    start_stage("00_setup", given | {"iters": 300, "rank": 4, "In": [declared, injected, start]})
+    assert capsys.readouterr().out.splitlines()[-1].split(maxsplit=3)[3] == "iters, rank"
+    with pytest.raises(ParameterError, match="iters must be a whole number"):
+        start_stage("00_setup", given | {"iters": "x", "rank": 4, "In": [declared, injected, start]})
+
+
+@pytest.fixture
+def run_yaml(tmp_path, monkeypatch):
+    """A project of its own without FGTUNE_PARAMS, and the run.yaml that a test may write there."""
+    (tmp_path / "pyproject.toml").write_text("")
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("FGTUNE_ROOT", str(tmp_path))
+    monkeypatch.delenv("FGTUNE_PARAMS")
+    return tmp_path / "run.yaml"
+
+
+def test_run_yaml_stands_in_for_the_defaults_of_a_notebook(run_yaml, tmp_path, monkeypatch, capsys):
+    defaults = {p: PARAMETERS[p].default for p in STAGES["00_setup"].all_params}
+    start = 'run = start_stage("00_setup", globals())'
+
+    def shown(*cells, **changed):
+        given = defaults | changed
+        run = start_stage("00_setup", given | {"In": [cell("00_setup", given), *cells, start]})
+        rows = capsys.readouterr().out.splitlines()
+        return run.p, {row.split()[0]: row.split(maxsplit=2)[2] for row in rows}
+
+    assert set(shown()[1].values()) == {"default"}
+    run_yaml.write_text("run_dir: runs/mine\nseed: '9'\nbase_model: tiny\niters: 5\n")
+    p, source = shown(base_model="google/x")
+    assert (p.run_dir, p.seed, p.base_model) == ("runs/mine", 9, "google/x")
+    assert source["run_dir"] == "run.yaml (default 'runs/quickstart')" and source["seed"] == "run.yaml (default 7)"
+    assert source["base_model"] == "given (default 'pypi:gemma3-270m')" and "iters" not in source
+    p, source = shown("# Parameters\nseed = 7\n")  # injected, although it is the default
+    assert (p.run_dir, p.seed, source["seed"]) == ("runs/mine", 7, "default")
+    other = tmp_path / "other.yaml"
+    other.write_text("seed: 11\n")
+    monkeypatch.setenv("FGTUNE_PARAMS", "other.yaml")
+    p, source = shown()
+    assert (p.run_dir, p.seed, source["seed"]) == ("runs/quickstart", 11, "other.yaml (default 7)")
+    monkeypatch.setenv("FGTUNE_PARAMS", "")
+    assert shown()[0].seed == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sede: 9", "run.yaml: unknown parameter 'sede'; did you mean 'seed'?"),
+        ("seed: many", "run.yaml: seed must be a whole number, not 'many'"),
+        ("- seed", "run.yaml: must be a flat list of name: value"),
+        ("seed: [", "run.yaml is no YAML"),
+    ],
+)
+def test_a_wrong_run_yaml_is_the_same_line_in_a_notebook_and_in_the_runner(run_yaml, tmp_path, text, message):
+    run_yaml.write_text(text)
+    given = {p: PARAMETERS[p].default for p in STAGES["00_setup"].all_params}
+    cells = [cell("00_setup", given), "run = start_stage(…)"]
+    for start in (lambda: start_stage("00_setup", given | {"In": cells}), lambda: load_params([], [])):
+        with pytest.raises(ParameterError) as error:
+            start()
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_the_runner_takes_run_yaml_unless_it_is_given_a_file(run_yaml, tmp_path):
+    for name in ("tools", "requests"):
+        (tmp_path / "examples" / name).mkdir(parents=True)
+        (tmp_path / "examples" / name / "everyday.json").write_text("[]")
+    run_yaml.write_text("run_dir: runs/mine\nseed: 9\n")
+    (tmp_path / "other.yaml").write_text("iters: 5\n")
+    assert load_params([], [("seed", "8")]) == load_params(["other.yaml"], []) | {
+        "run_dir": "runs/mine",
+        "seed": 8,
+        "iters": PARAMETERS["iters"].default,
+    }
+    assert load_params(["other.yaml"], [])["run_dir"] == "runs/quickstart"
 
 
 def test_the_key_follows_what_decides_the_result(tmp_path):

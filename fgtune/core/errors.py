@@ -2,7 +2,7 @@
 
 Errors of one room live beside the code that raises them: BaseModelError, FuseError and PruneError (models), DataError
 (data), FormatError and GrammarError (format), QuantizeError (quantize), OrtError and NodeError (runtimes), and
-ParameterError (fgtune_helpers).
+ParameterError (core).
 """
 
 from __future__ import annotations

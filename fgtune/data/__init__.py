@@ -5,7 +5,7 @@ from lazy_loader import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
-        "augment": ["augment", "combine"],
+        "augment": ["augment", "augment_examples", "combine"],
         "batches": ["Batch", "make_batch"],
         "developer_turn": ["DeveloperTurn", "trained_turn"],
         "examples": ["calls_per_tool", "first_calls", "first_query", "label"],

@@ -14,10 +14,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..format.grammar import UNSPACED
 from .examples import first_calls, first_query, leaves
+from .splits import leaks
 
 AND = (". ", "; ", ", then ", " and ", ". Also, ", ". Then ")  # what may stand between two requests in English
 ENGLISH = re.compile(r"\b(and|then|also)\b", re.IGNORECASE)  # in a request for several calls, it shows the language
@@ -27,6 +28,26 @@ THREE = 1 / 4  # share of three requests in one, where the examples have such
 LONGEST = 3  # words of a value that may end the first of two requests: a dictated text would swallow the second
 INVENTED = 1 / 3  # share of the exchanged values whose capitalised words are made up
 SHORTEST = 3  # letters of a value that is exchanged
+
+
+class Augmented(NamedTuple):
+    """New training `examples`: `copies` with other names and numbers and `joined` requests, without those whose ids
+    are in `too_near` because they came near a held-out case."""
+
+    examples: list[dict]
+    copies: list[dict]
+    joined: list[dict]
+    too_near: set[str]
+
+
+def augment_examples(splits: dict, *, copies: int, joined: float, similarity: float, seed: int) -> Augmented:
+    """`copies` of each training example with other names and numbers, and several requests in one, `joined` times the
+    number of training examples. Held-out examples are only compared with."""
+    train = splits["train"]
+    varied = augment(train, copies, seed)
+    several = combine(train + varied, round(joined * len(train)), seed)
+    near = {other for _, other, _ in leaks({**splits, "train": varied + several}, similarity)}
+    return Augmented([e for e in varied + several if e["id"] not in near], varied, several, near)
 
 
 def augment(examples: list[dict], copies: int, seed: int) -> list[dict]:

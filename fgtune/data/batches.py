@@ -33,11 +33,12 @@ def make_batch(rows: Sequence[Row]) -> Batch:
     prefix = tuple(rows[0].ids[:length])
     where, targets, suffixes = [], [], []
     for b, r in enumerate(rows):
-        suffixes.append(tuple(r.ids[length : last_target(r)]))  # the last target is predicted, never read
+        ids = r.ids
+        suffixes.append(tuple(ids[length : last_target(r)]))  # the last target is predicted, never read
         for i, learned in enumerate(r.targets):
             if learned and i:
                 where.append((b, i - 1 - length))
-                targets.append(r.ids[i])
+                targets.append(ids[i])
     return Batch(prefix, tuple(suffixes), tuple(where), tuple(targets))
 
 

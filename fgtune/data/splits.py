@@ -19,14 +19,17 @@ SHARE = 3  # at most one of so many examples is held out
 
 
 def split_examples(
-    examples: list[dict], *, valid: int, test: int, similarity: float, seed: int
+    examples: list[dict], *, valid: int, test: int, similarity: float, seed: int, by: str = "group"
 ) -> dict[str, list[dict]]:
     """Seeded train/valid/test split by group, stratified by tool, with a test case of each tool where groups allow it.
 
     `valid` and `test` are lowered so that at most a third of the examples is held out, and where the groups are too
     large to fill them; `lint_splits` says so. A split that the examples' "split" gives is kept, or a sample of it where
-    it has more examples than asked for (see `given`). Raises DataError where nothing can be held out.
+    it has more examples than asked for (see `given`). `by` "chance" shuffles instead, without groups, for comparison.
+    Raises DataError where nothing can be held out.
     """
+    if by == "chance":
+        return random_split(examples, **held_out_sizes(len(examples), valid=valid, test=test), seed=seed)
     given, asked = given_splits(examples), {"valid": valid, "test": test}
     if not given:
         return _split_by_group(examples, valid, test, similarity, seed)

@@ -2,11 +2,18 @@
 
 import difflib
 import html
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 LEVELS = ("error", "repair", "warning", "info")
+_BREAK = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+
+
+def one_line(text: str) -> str:
+    """The text with its line breaks written out (`\\n`): a name of the user's may hold one."""
+    return _BREAK.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class FormatError(ValueError):
@@ -28,6 +35,11 @@ class Finding:
     example: str = ""
     tool: str = ""
     where: str = ""
+
+    def __post_init__(self) -> None:
+        for name, text in vars(self).items():
+            if _BREAK.search(text):
+                object.__setattr__(self, name, one_line(text))
 
     def __str__(self) -> str:
         place = " · ".join(part for part in (self.file, self.example, self.tool, self.where) if part)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from .findings import Finding, FormatError, did_you_mean, reporter
 from .messages import normalized_messages
 from .schema import arguments_validator
-from .template import TRIGGER, render
+from .template import TRIGGER, render_parts
 from .tools import normalized_tools, repair_tools
 
 
@@ -26,6 +26,7 @@ def lint_examples(
     """
     findings, ids, called, offered = [], Counter(), Counter(), {}
     tool_sets = _ToolSets(tools or [], tools_source, source)
+    length = _Length(count_tokens, max_seq_length) if count_tokens and max_seq_length else None
     for number, row in enumerate(examples):
         name = str(row.get("id", f"row {number + 1}")) if isinstance(row, Mapping) else f"row {number + 1}"
         report = reporter(findings, source, name)
@@ -39,7 +40,7 @@ def lint_examples(
         messages = normalized_messages(row["messages"], report)
         called.update(_lint_turns(messages, by_name, report))
         if not any(finding.level == "error" for finding in findings[before:] + tool_notes):
-            _lint_text(messages, list(by_name.values()), report, count_tokens, max_seq_length)
+            _lint_text(messages, list(by_name.values()), report, length)
     for name, count in ids.items():
         if count > 1:
             reporter(findings, source, name)(
@@ -55,34 +56,57 @@ class _ToolSets:
     def __init__(self, tools: list[dict], tools_source: str, source: str):
         self.tools, self.tools_source, self.source = tools, tools_source, source
         self.known: dict[str, tuple[dict, list[Finding]]] = {}
+        self.texts: dict[int, tuple[object, str]] = {}  # by identity: most rows share one list, which is kept here
         self.told: set[Finding] = set()
 
     def of_row(self, row: Mapping, findings: list[Finding]) -> tuple[dict[str, dict], list[Finding]]:
         """The row's tools by name and what was found in them; what is new goes to `findings`."""
         own = row.get("tools")
-        key = json.dumps(own if own is not None else self.tools, sort_keys=True, default=str)
+        offered = own if own is not None else self.tools
+        if id(offered) not in self.texts:
+            self.texts[id(offered)] = offered, json.dumps(offered, sort_keys=True, default=str)
+        key = self.texts[id(offered)][1]
         if key not in self.known:
-            normalized, notes = normalized_tools(
-                own if own is not None else self.tools, self.source if own else self.tools_source, describe=True
-            )
-            self.known[key] = {tool["name"]: tool for tool in normalized}, notes
+            source = self.source if own else self.tools_source
+            normalized, notes = normalized_tools(offered, source, describe=True)
+            refused = {"unnamed", *(note.tool for note in notes if note.level == "error")}
+            tools = [{"name": t["name"]} if t["name"] in refused else t for t in normalized]  # no call is held to these
+            self.known[key] = {tool["name"]: tool for tool in tools}, notes
             findings += [note for note in notes if note not in self.told]
             self.told.update(notes)
         return self.known[key]
 
 
-def _lint_text(
-    messages: list[dict], tools: list[dict], report: Callable, count_tokens: Callable | None, limit: int | None
-) -> None:
+class _Length:
+    """Lengths of rendered rows in tokens, held against a limit."""
+
+    def __init__(self, count_tokens: Callable[[str], int], limit: int):
+        self.count, self.limit = count_tokens, limit
+        self.firsts: dict[str, int] = {}
+
+    def beyond(self, first: str, rest: str) -> int:
+        """The tokens of a row that has more than the limit, else 0. The first turn, which rows share, is counted once.
+
+        A control token stands where the parts meet, so they have as many tokens apart as together.
+        """
+        if first not in self.firsts:
+            self.firsts[first] = self.count(first)
+        if self.firsts[first] + self.count(rest) <= self.limit:
+            return 0
+        length = self.count(first + rest)
+        return length if length > self.limit else 0
+
+
+def _lint_text(messages: list[dict], tools: list[dict], report: Callable, length: _Length | None) -> None:
     """Whether the row can be rendered, and within the limit in tokens."""
     try:
-        text = render(messages, tools)
+        parts = render_parts(messages, tools)
     except FormatError as error:
         report("error", "dialogue", "messages", str(error))
         return
-    if count_tokens and limit and (length := count_tokens(text)) > limit:
-        report("error", "too-long", "messages", f"The row has {length} tokens and max_seq_length is "
-               f"{limit}. Shorten it, give it fewer tools, or raise the limit.")  # fmt: skip
+    if length and (tokens := length.beyond(*parts)):
+        report("error", "too-long", "messages", f"The row has {tokens} tokens and max_seq_length is "
+               f"{length.limit}. Shorten it, give it fewer tools, or raise the limit.")  # fmt: skip
 
 
 def _lint_balance(called: Counter, offered: list[str], report: Callable) -> None:

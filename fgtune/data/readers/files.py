@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
+
+from ...core.files import file_sha256
+from ...format.findings import one_line
 
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 JSON_SUFFIXES = (".json", *LINE_SUFFIXES)
@@ -20,6 +24,7 @@ class DataError(ValueError):
 
     def __init__(self, message: str, file: str = "", row: str = ""):
         place = ", ".join(part for part in (file, row) if part)
+        message = one_line(message)
         super().__init__(f"{place}: {message}" if place else message)
         self.message, self.file, self.row = message, file, row
 
@@ -97,6 +102,13 @@ def json_files(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
     Hidden files and folders (their names begin with a dot) are left out.
     """
     return [file for file in _files(path) if file.suffix.lower() in suffixes] if path.is_dir() else [path]
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file, or of the JSON, JSONL and CSV files of a folder."""
+    if path.is_file():
+        return file_sha256(path)
+    return hashlib.sha256("".join(f"{p.name}:{file_sha256(p)}\n" for p in json_files(path)).encode()).hexdigest()
 
 
 def other_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:

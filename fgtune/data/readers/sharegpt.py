@@ -65,13 +65,13 @@ def _from_tagged(item: dict, messages: list, tools: list[dict], note: Note) -> d
         text = message.get("content") if isinstance(message, dict) else None
         if not isinstance(text, str):
             new.append(message)
-        elif message["role"] in ("system", "developer") and (found := TOOLS.search(text)):
+        elif message.get("role") in ("system", "developer") and (found := TOOLS.search(text)):
             declared = _loads(found.group(1), f"message {number}: <tools>")
             note("the system prompt of Hermes' format")
-        elif message["role"] in ("assistant", "model") and CALL.search(text):
+        elif message.get("role") in ("assistant", "model") and CALL.search(text):
             calls = [_loads(part, f"message {number}: <tool_call>") for part in CALL.findall(text)]
             new.append({**message, "content": CALL.sub("", text).strip() or None, "tool_calls": calls})
-        elif message["role"] in ("tool", "user") and RESULT.search(text):
+        elif message.get("role") in ("tool", "user") and RESULT.search(text):
             if RESULT.sub("", text).strip():
                 raise DataError(f"message {number}: a text beside <tool_response>: put it into a message of its own")
             new += [_result(part, number) for part in RESULT.findall(text)]
