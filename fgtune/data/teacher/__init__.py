@@ -6,9 +6,10 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
         "client": ["Teacher", "TeacherError"],
-        "log": ["AnswerLog"],
-        "plan": ["Task", "make_plan"],
-        "verify": ["Refused", "evidence"],
+        "plan": ["make_plan", "summary"],
+        "task": ["Task"],
+        "values": ["Values", "collect_values"],
+        "verify": ["Refused", "Written"],
         "write": ["Generated", "generate"],
     },
 )

@@ -7,12 +7,15 @@ server sends back, and an error carries no other error with it, because that one
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from ...core.errors import FgtuneError
+from .log import AnswerLog
 
 KEY = "OPENAI_API_KEY"
 HIDDEN = f"[{KEY}]"
@@ -26,31 +29,56 @@ class TeacherError(FgtuneError, RuntimeError):
 
 
 class Teacher:
-    """A model on a server. `ask` gives its text; `format` is how the server is told that it must be JSON."""
+    """A model on a server. `ask` gives its text; `format` is how the server is told which JSON it must be.
 
-    def __init__(self, url: str, model: str = "", max_tokens: int = 400):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+    `url`: the server's address, `model`: its name there ("": the only one that is listed), `answers`: the JSONL file
+    that keeps what it said. Raises TeacherError where the server, the model or the key is not there.
+    """
+
+    def __init__(self, url: str, model: str, answers: Path, max_tokens: int = 600):
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, a bracket without its other
+            good = False
+        if not good:
             raise TeacherError(f"the teacher's address must look like http://127.0.0.1:8080/v1, not {url!r}")
         if parts.username or parts.password or parts.query:
             raise TeacherError(f"the teacher's address holds more than an address: put the key into {KEY}")
         self.url, self.model, self.max_tokens, self.format = url, model, max_tokens, FORMATS[0]
         self._client = _client(url)
         self.model = self._listed_model()
+        self.log = AnswerLog(answers)
+        self.asked = 0  # answers that came from the server, not from the log
 
     def __repr__(self) -> str:
         return f"{self.model} at {self.url}"
 
-    def ask(self, messages: list[dict], schema: dict, *, temperature: float, seed: int) -> str:
-        """The answer's text, which fits `schema` where the server can see to that. Raises TeacherError."""
+    def ask(self, messages: list[dict], schema: dict, *, temperature: float, seed: int, about: str) -> str:
+        """The text of an answer, which fits `schema` where the server can see to that; from the log where the same was
+        asked before. `about` says there what it is. Raises TeacherError."""
+        asked = {"messages": messages, "schema": schema, "temperature": temperature, "seed": seed}
+        key = AnswerLog.key(model=self.model, **asked)
+        if key not in self.log.answers:
+            self.log.add(key, about, self._from_server(**asked))
+            self.asked += 1
+        return self.log.answers[key]
+
+    def _from_server(self, messages: list[dict], schema: dict, temperature: float, seed: int) -> str:
+        """What the server answers. Where it refuses to hold answers to a schema, it is told the schema in words."""
         while True:
-            extra = {"response_format": _response_format(self.format, schema)} if self.format != "text" else {}
-            answer, problem = self._try(
-                lambda extra=extra: self._client.chat.completions.create(
-                    model=self.model, messages=messages, temperature=temperature, seed=seed,
-                    max_tokens=self.max_tokens, **extra,
-                )
-            )  # fmt: skip
+            extra: dict[str, Any] = {}
+            told = [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content']}\n{_in_words(schema)}"}]
+            if self.format == "json_schema":
+                told = messages
+                extra = {
+                    "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+                }
+            elif self.format == "json_object":
+                extra = {"response_format": {"type": "json_object"}}
+            request = {"model": self.model, "messages": told, "temperature": temperature, "seed": seed}
+            request |= {"max_tokens": self.max_tokens, **extra}
+            answer, problem = self._try(lambda request=request: self._client.chat.completions.create(**request))
             if problem is None:
                 text = answer.choices[0].message.content or "" if answer.choices else ""
                 return _without_key(text, SHORTEST_SECRET)
@@ -77,8 +105,8 @@ class Teacher:
         return listed[0]
 
     def _try(self, work: Callable[[], Any]) -> tuple[Any, tuple[int, str] | None]:
-        """What `work` returns, or the status (0: no answer) and a sentence. No exception leaves it: an error of the
-        client holds the request with its headers."""
+        """What `work` returns, or the status (0: no answer) and a sentence. No exception of the client leaves it: it
+        holds the request with its headers."""
         import openai
 
         try:
@@ -90,10 +118,8 @@ class Teacher:
         except openai.APIStatusError as error:
             return None, (error.status_code, self._sentence(error.status_code, str(error.message)))
         except (openai.OpenAIError, ValueError, TypeError, AttributeError):
-            return None, (
-                0,
-                f"what {self.url} sends back is no answer of an OpenAI-compatible server: correct teacher_url",
-            )
+            wrong = "is no answer of an OpenAI-compatible server: correct teacher_url (most end in /v1)"
+            return None, (0, f"what {self.url} sends back {wrong}")
 
     def _sentence(self, status: int, message: str) -> str:
         if status in (401, 403):
@@ -110,20 +136,18 @@ def _client(url: str):
     try:
         import openai
     except ImportError:
-        raise TeacherError('the package openai is not installed: pip install "fgtune-workbook[generate]"') from None
+        raise TeacherError("the package openai is not installed: pip install -e '.[generate]'") from None
     key = os.environ.get(KEY, "")
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise TeacherError(f"{KEY} holds characters that no key has: set it again, without quotes and line ends")
     return openai.OpenAI(base_url=url, api_key=key or "none", timeout=SECONDS, max_retries=RETRIES)
 
 
-def _response_format(kind: str, schema: dict) -> dict:
-    if kind == "json_schema":
-        return {"type": "json_schema", "json_schema": {"name": "example", "schema": schema}}
-    return {"type": kind}
+def _in_words(schema: dict) -> str:
+    return f"JSON Schema of the answer: {json.dumps(schema, ensure_ascii=False)}"
 
 
 def _without_key(text: str, shortest: int = 1) -> str:
     """The text with the key taken out, where the key is at least so long."""
     key = os.environ.get(KEY, "")
-    return text.replace(key, HIDDEN) if len(key) >= shortest else text
+    return text.replace(key, HIDDEN) if len(key) >= shortest and key else text

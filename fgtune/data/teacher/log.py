@@ -15,7 +15,7 @@ class AnswerLog:
     def __init__(self, path: Path):
         self.path, self.answers = path, {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         for line in text.split("\n"):
             try:
                 entry = json.loads(line)
@@ -31,10 +31,10 @@ class AnswerLog:
         """What was asked as one hash: equal questions to equal models with equal settings are equal."""
         return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
-    def add(self, key: str, task: str, step: str, answer: str) -> None:
-        """Keep an answer: it is on disk when this returns."""
+    def add(self, key: str, about: str, answer: str) -> None:
+        """Keep an answer: it is on disk when this returns. `about` says what it answers, for a reader of the file."""
         self.answers[key] = answer
-        line = json.dumps({"key": key, "task": task, "step": step, "answer": answer}, ensure_ascii=False)
+        line = json.dumps({"key": key, "about": about, "answer": answer}, ensure_ascii=False)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
             file.flush()

@@ -1,79 +1,68 @@
-"""What to ask a teacher for: which tools, how many calls, which optional arguments, in which style."""
+"""Which examples a teacher is to write: the calls themselves, values included, and the style of the request."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
-CALL, SEVERAL, NEAR, FAR = "one call", "several calls", "near miss", "far off"  # kinds of tasks
-SEVERAL_EVERY = 6  # of that many tasks for a tool, one asks for a second tool as well
-CALLS_PER_NO_CALL = 6  # so about one example in seven is without a call
-STYLES = {  # a style's name, and how a teacher is told of it
-    "terse": "as few words as possible, no greeting",
-    "polite": "a polite full sentence",
-    "typo": "one typing error in a common word, none in a name or a number",
-    "question": "a question",
-    "context": "a short remark on why it is wanted, then the request",
-}
+from ...format.calls import Call
+from .task import CALL, FAR, NEAR, SEVERAL, STYLES, Task
+from .values import Values
+
+NO_CALL_EVERY = 7  # of that many tasks one is without a call, a near miss and far off in turn
+SEVERAL_EVERY = 6  # of that many tasks with a call one has a second call, of another tool
 
 
-@dataclass(frozen=True)
-class Task:
-    """One example to be written. `calls` are pairs (tool, names of the arguments that must be said), in order;
-    `tool` is the tool it is about ("" for a request that is far from all of them)."""
+def make_plan(
+    tools: Sequence[dict], values: Mapping[tuple[str, str], Values], count: int, seed: int, *, several: bool = True
+) -> list[Task]:
+    """`count` tasks; the same `seed` gives the same plan, and a longer plan begins with the shorter one.
 
-    id: str
-    kind: str
-    tool: str
-    style: str
-    calls: tuple[tuple[str, tuple[str, ...]], ...]
-    seed: int
-
-
-def make_plan(tools: Sequence[dict], per_tool: int, styles: Sequence[str], seed: int) -> list[Task]:
-    """`per_tool` tasks for each tool, then those without a call; the same `seed` gives the same plan.
-
-    Styles and sets of optional arguments take turns, in an order that the seed decides, so that each is there about
-    equally often. A style that is not one of `STYLES` is a description in your own words.
+    Tools, sets of optional arguments, values and styles take turns in orders that the seed decides, so that each is
+    there about equally often. `several`: whether one request may ask for two tools.
     """
-    rng = random.Random(seed)
-    turns = _Turns(list(styles), rng)
-    tasks = []
-    for tool in tools:
-        optional = _Turns(_optional_sets(tool, rng), rng)
-        for number in range(1, per_tool + 1):
-            calls = [(tool["name"], _arguments(tool, optional.next()))]
-            if number % SEVERAL_EVERY == 0 and len(tools) > 1:
-                other = rng.choice([t for t in tools if t["name"] != tool["name"]])
-                calls.append((other["name"], _arguments(other, rng.choice(_optional_sets(other, rng)))))
-            kind, name = SEVERAL if len(calls) > 1 else CALL, f"generated-{seed}-{tool['name']}-{number:03d}"
-            tasks.append(Task(name, kind, tool["name"], turns.next(), tuple(calls), rng.randrange(2**31)))
-    abouts = _Turns([tool["name"] for tool in tools], rng)
-    for number in range(1, max(2, round(len(tasks) / CALLS_PER_NO_CALL)) + 1 if tasks else 0):
-        near = number % 2 == 1
-        name, about = f"generated-{seed}-no-call-{number:03d}", abouts.next() if near else ""
-        tasks.append(Task(name, NEAR if near else FAR, about, turns.next(), (), rng.randrange(2**31)))
-    return tasks
+    return list(islice(_tasks(tools, values, seed, several), count))
 
 
 def summary(tasks: Sequence[Task]) -> dict[str, dict[str, int]]:
-    """How many tasks there are of each kind, style and tool, and how often each argument is to be said."""
-    said = Counter(f"{tool}.{name}" for task in tasks for tool, names in task.calls for name in names)
+    """How many tasks there are of each kind and style, how often each tool is called and each argument given."""
+    calls = [call for task in tasks for call in task.calls]
     return {
         "kind": dict(Counter(task.kind for task in tasks)),
         "style": dict(Counter(task.style for task in tasks)),
-        "tool": dict(Counter(tool for task in tasks for tool, _ in task.calls)),
-        "argument": dict(said),
+        "tool": dict(Counter(call.name for call in calls)),
+        "argument": dict(Counter(f"{call.name}.{name}" for call in calls for name in call.arguments)),
     }
+
+
+def _tasks(tools: Sequence[dict], values: Mapping, seed: int, several: bool) -> Iterator[Task]:
+    """Tasks without end."""
+    rng = random.Random(seed)
+    styles, turns, near = _Turns(STYLES, rng), _Turns(tools, rng), _Turns(tools, rng)
+    calls, number, with_call, without = _Calls(values, rng), 0, 0, 0
+    while True:
+        number += 1
+        name, style, own_seed = f"generated-{seed}-{number:04d}", styles.next(), rng.randrange(2**31)
+        if number % NO_CALL_EVERY == 0:
+            without += 1
+            about = near.next()["name"] if without % 2 else ""
+            yield Task(name, NEAR if about else FAR, about, style, (), own_seed)
+            continue
+        with_call += 1
+        tool = turns.next()
+        made = [calls.next(tool)]
+        if several and with_call % SEVERAL_EVERY == 0 and len(tools) > 1:
+            made.append(calls.next(rng.choice([other for other in tools if other["name"] != tool["name"]])))
+        yield Task(name, SEVERAL if len(made) > 1 else CALL, tool["name"], style, tuple(made), own_seed)
 
 
 class _Turns:
     """Takes things in turn: all of them once in a drawn order, then all again in another."""
 
-    def __init__(self, things: list, rng: random.Random):
-        self.things, self.rng, self.left = things, rng, []
+    def __init__(self, things: Sequence, rng: random.Random):
+        self.things, self.rng, self.left = list(things), rng, []
 
     def next(self):
         if not self.left:
@@ -81,26 +70,30 @@ class _Turns:
         return self.left.pop()
 
 
-def _properties(tool: dict) -> tuple[list[str], list[str]]:
-    """The names of a tool's required and of its optional parameters."""
-    parameters = tool.get("parameters") or {}
-    required = set(parameters.get("required") or ())
-    names = list(parameters.get("properties") or {})
-    return [n for n in names if n in required], [n for n in names if n not in required]
+class _Calls:
+    """Calls of a tool: sets of optional arguments take turns, and so do the values of each argument."""
+
+    def __init__(self, values: Mapping[tuple[str, str], Values], rng: random.Random):
+        self.values, self.rng, self.sets, self.drawn = values, rng, {}, {}
+
+    def next(self, tool: dict) -> Call:
+        name, parameters = tool["name"], tool.get("parameters") or {}
+        properties = [part for part in parameters.get("properties") or {} if (name, part) in self.values]
+        required = [part for part in properties if part in (parameters.get("required") or ())]
+        if name not in self.sets:
+            self.sets[name] = _Turns(_optional_sets(required, [p for p in properties if p not in required]), self.rng)
+        chosen = {*required, *self.sets[name].next()}
+        return Call(name, {part: self._value(name, part) for part in properties if part in chosen})
+
+    def _value(self, tool: str, name: str):
+        key = (tool, name)
+        if key not in self.drawn:
+            self.drawn[key] = _Turns(self.values[key].values, self.rng)
+        return self.drawn[key].next()
 
 
-def _optional_sets(tool: dict, rng: random.Random) -> list[tuple[str, ...]]:
-    """None of the optional arguments (where something else is left to say), each one alone, and several at once."""
-    required, optional = _properties(tool)
+def _optional_sets(required: list[str], optional: list[str]) -> list[tuple[str, ...]]:
+    """None of the optional arguments (where something else is left to say), each one alone, neighbours, and all."""
     sets = [(), *((name,) for name in optional)] if required or not optional else [(name,) for name in optional]
-    if len(optional) > 1:
-        sets.append(tuple(sorted(rng.sample(optional, rng.randint(2, len(optional))), key=optional.index)))
-    return sets
-
-
-def _arguments(tool: dict, chosen: tuple[str, ...]) -> tuple[str, ...]:
-    """The required arguments and the chosen ones, in the order of the schema."""
-    required, optional = _properties(tool)
-    return tuple(
-        name for name in (tool.get("parameters") or {}).get("properties") or {} if name in {*required, *chosen}
-    )
+    pairs = list(zip(optional, optional[1:]))
+    return list(dict.fromkeys([*sets, *pairs, *([tuple(optional)] if len(optional) > 1 else [])]))

@@ -1,4 +1,4 @@
-"""What a teacher is told, and the schema that its answer must fit."""
+"""What a teacher is told, and the JSON Schema that its answer must fit."""
 
 from __future__ import annotations
 
@@ -6,51 +6,59 @@ import json
 import re
 from collections.abc import Sequence
 
-from .plan import NEAR, STYLES, Task
+from ...format.calls import Call
+from .task import STYLES, Task
 
 WRITE = (
-    "You write what users say to an assistant that has tools. Write one request, as a user would type it, and the calls "
-    "that it asks for. Copy texts of arguments word for word from the request. Say every argument; say nothing that "
-    "would need another one. Invent new names, places and numbers. Answer in JSON."
+    "You write what a user says to an assistant, so that the assistant makes the calls that are given. Say every value "
+    "of a call as it is written, and no other value. Never write as a program would. Answer in JSON."
 )
 WRITE_NONE = (
-    "You write what users say to an assistant that has tools. Write one request that none of the tools can do, and the "
-    "assistant's short answer to it in words. Answer in JSON."
+    "You write what a user says to an assistant that has tools, and the assistant's short answer in words. None of the "
+    "tools can do what the user wants. Answer in JSON."
 )
 READ = (
-    "You turn a user's request into calls of tools, in the order of the request. Copy texts of arguments word for word. "
-    "Leave out what the request does not say. No call where no tool fits, or where a required argument is missing. "
-    "Answer in JSON."
+    "You turn what a user says into calls of tools, in the order in which they are asked for. Copy texts word for word. "
+    "Leave out what is not said. Make no call where no tool fits, or where a required argument is missing. Answer in "
+    "JSON."
 )
+VALUES = "You think of what users say to an assistant that has tools. Answer in JSON."
 MOST_CALLS = 4  # that a request is read as
 
-
-def write_messages(
-    task: Task, tools: Sequence[dict], shots: Sequence[dict] = (), *, schema_told: bool
-) -> tuple[list[dict], dict]:
-    """Messages and schema that ask for the example of a task. `shots`: answers that show how the user's own examples
-    are written. `schema_told`: the schema is told in words as well, for servers that do not hold answers to it."""
-    schema = _example_schema(task, tools)
-    about = [tool for tool in tools if tool["name"] in {name for name, _ in task.calls} | {task.tool}]
-    lines = [_declared(tools if not task.calls and not about else about)]
-    if shots:
-        lines.append("Others, not to be repeated: " + "\n".join(json.dumps(s, ensure_ascii=False) for s in shots))
-    if task.calls:
-        said = "; then ".join(f"{tool} with {', '.join(names) or 'no argument'}" for tool, names in task.calls)
-        lines.append(f"Calls: {said}.")
-    elif task.kind == NEAR:
-        lines.append(f"The request is close to {task.tool}, but it cannot do it, or a required argument is missing.")
-    else:
-        lines.append("The request is about something else entirely, or it is small talk.")
-    lines.append(f"Style: {STYLES.get(task.style, task.style)}.")
-    return _messages(WRITE if task.calls else WRITE_NONE, lines, schema, schema_told), schema
+Messages = list[dict[str, str]]
 
 
-def read_messages(query: str, tools: Sequence[dict], *, schema_told: bool) -> tuple[list[dict], dict]:
-    """Messages and schema of the blind pass: the tools and the request, and nothing of the task."""
+def write_messages(task: Task, tools: Sequence[dict], shots: Sequence[dict]) -> tuple[Messages, dict]:
+    """Messages and schema that ask for the request of a task, without a call also for the answer. `shots` are dicts
+    `request` and `calls` or `answer`: the user's own examples, shown as turns of the same dialogue."""
+    named = {call.name for call in task.calls} | {task.tool}
+    about = [tool for tool in tools if tool["name"] in named] or tools
+    turns = []
+    for shot in shots:
+        told = {key: value for key, value in shot.items() if key != "calls"}
+        turns += [(_wanted(shot.get("calls", ())), json.dumps(told, ensure_ascii=False))]
+    names = ("request",) if task.calls else ("request", "answer")
+    schema = _object({name: {"type": "string"} for name in names})
+    last = f"{_wanted(task.calls) if task.calls else _near(task, tools)}\nStyle: {STYLES[task.style]}."
+    return _messages(f"{WRITE if task.calls else WRITE_NONE}\n{_declared(about)}", turns, last), schema
+
+
+def read_messages(request: str, tools: Sequence[dict], shots: Sequence[dict]) -> tuple[Messages, dict]:
+    """Messages and schema of the blind pass: the tools, some of the user's own examples and the request, and nothing of
+    the task. The answer is held to the schemas of the calls."""
     calls = {"type": "array", "maxItems": MOST_CALLS, "items": _any_of([_call_schema(tool) for tool in tools])}
-    schema = _object({"calls": calls})
-    return _messages(READ, [_declared(tools), f"Request: {query}"], schema, schema_told), schema
+    turns = [
+        (shot["request"], json.dumps({"calls": [vars(c) for c in shot.get("calls", ())]}, ensure_ascii=False))
+        for shot in shots
+    ]
+    return _messages(f"{READ}\n{_declared(tools)}", turns, request), _object({"calls": calls})
+
+
+def value_messages(tool: dict, name: str, schema: dict, count: int) -> tuple[Messages, dict]:
+    """Messages and schema that ask for `count` values of an argument."""
+    form = _object({"values": {"type": "array", "minItems": count, "maxItems": count, "items": schema}})
+    last = f"Give {count} different values that users would say for the argument {name!r} of {tool['name']!r}."
+    return _messages(f"{VALUES}\n{_declared([tool])}", [], last), form
 
 
 def parse_answer(text: str) -> dict | None:
@@ -66,32 +74,36 @@ def parse_answer(text: str) -> dict | None:
     return None
 
 
-def _messages(system: str, lines: list[str], schema: dict, schema_told: bool) -> list[dict]:
-    if schema_told:
-        lines = [*lines, f"JSON Schema of the answer: {json.dumps(schema, ensure_ascii=False)}"]
-    return [{"role": "system", "content": system}, {"role": "user", "content": "\n".join(lines)}]
+def _wanted(calls: Sequence[Call]) -> str:
+    """The calls that a request must lead to, one a line."""
+    shown = [f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}" for call in calls]
+    return "\n".join(["Calls:" if len(shown) > 1 else "Call:", *shown]) if shown else "No call."
+
+
+def _near(task: Task, tools: Sequence[dict]) -> str:
+    """What a request without a call is about."""
+    if not task.tool:
+        return "No call. The user says something that has nothing to do with the tools, or talks a little."
+    tool = next(tool for tool in tools if tool["name"] == task.tool)
+    required = (tool.get("parameters") or {}).get("required") or []
+    lacks = f", or does not say the {' and the '.join(required)}" if required else ""
+    return f"No call. The user wants something near {task.tool} that it cannot do{lacks}."
+
+
+def _messages(system: str, turns: Sequence[tuple[str, str]], last: str) -> Messages:
+    said = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
+    return [{"role": "system", "content": system}, *said, {"role": "user", "content": last}]
 
 
 def _declared(tools: Sequence[dict]) -> str:
     return "Tools: " + json.dumps(list(tools), ensure_ascii=False)
 
 
-def _example_schema(task: Task, tools: Sequence[dict]) -> dict:
-    if not task.calls:
-        return _object({"query": {"type": "string"}, "answer": {"type": "string"}})
-    by_name = {tool["name"]: tool for tool in tools}
-    items = [_call_schema(by_name[name], arguments) for name, arguments in task.calls]
-    calls = {"type": "array", "minItems": len(items), "maxItems": len(items), "items": _any_of(items)}
-    return _object({"query": {"type": "string"}, "calls": calls})
-
-
-def _call_schema(tool: dict, arguments: Sequence[str] | None = None) -> dict:
-    """The schema of a call: with exactly these `arguments`, or (None) with any that the tool allows."""
+def _call_schema(tool: dict) -> dict:
+    """The schema of any call of a tool."""
     parameters = tool.get("parameters") or {}
-    properties = parameters.get("properties") or {}
-    shown = {name: part for name, part in properties.items() if arguments is None or name in arguments}
-    required = parameters.get("required") or [] if arguments is None else list(shown)
-    inner = {"type": "object", "properties": shown, "required": required, "additionalProperties": False}
+    inner = {"type": "object", "properties": parameters.get("properties") or {}, "additionalProperties": False}
+    inner["required"] = parameters.get("required") or []
     return _object({"name": {"type": "string", "enum": [tool["name"]]}, "arguments": inner})
 
 

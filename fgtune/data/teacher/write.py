@@ -1,32 +1,37 @@
-"""A plan carried out: every example asked for, verified, read blind, and either taken or kept with the reason."""
+"""A plan carried out: every request asked for, verified, read blind, and either taken or kept with the reason."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ...core.files import write_json
 from ...format.findings import Finding, FindingsTable
 from ..examples import first_calls, first_query, first_turn
 from .client import Teacher
-from .log import AnswerLog
-from .plan import Task
+from .evidence import evidence
 from .prompts import parse_answer, read_messages, write_messages
-from .verify import TWIN, UNREADABLE, Refused, Twins, as_example, blind_problem, problem_of
+from .task import Task
+from .verify import TWIN, UNREADABLE, Refused, Twins, Written, as_written, blind_problem, problem_of
 
-SHOTS = 3  # of the user's own examples that a teacher is shown
+SHOTS = 3  # of the user's own examples that a teacher is shown when it writes
+WARMTH = 0.7  # temperature at which requests are written; they are read at 0
 
 
 @dataclass
 class Generated:
-    """What came of a plan: `examples` in the original format, and the `refused` ones."""
+    """What came of a plan: what is `taken`, and what is `refused` and why."""
 
-    examples: list[dict] = field(default_factory=list)
+    taken: list[Written] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+
+    @property
+    def examples(self) -> list[dict]:
+        """What is taken, in the original format, as stage 01 reads it."""
+        return [written.example for written in self.taken]
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -35,86 +40,104 @@ class Generated:
 
     @property
     def table(self) -> FindingsTable:
-        """The refused examples with what was seen."""
+        """The refused requests with what was seen."""
         return FindingsTable(
-            Finding("warning", r.reason, f"{r.reason}: {r.detail}", example=r.task.id, tool=r.task.tool or "")
+            Finding("warning", r.reason, f"{r.reason}: {r.detail}", example=r.task.id, where=r.request)
             for r in self.refused
         )
 
-    def save(self, examples: Path, refused: Path) -> None:
-        """Write the examples (JSONL for `.jsonl`, else a JSON list) and the refused ones (JSONL)."""
-        examples.parent.mkdir(parents=True, exist_ok=True)
-        if examples.suffix == ".jsonl":
-            examples.write_text("".join(_line(example) for example in self.examples), encoding="utf-8")
-        else:
-            write_json(examples, self.examples)
-        refused.write_text("".join(_line(asdict(one)) for one in self.refused), encoding="utf-8")
+    def save_refused(self, path: Path) -> None:
+        """Write the refused ones with their tasks: JSON, one object a line."""
+        lines = [json.dumps(asdict(refused), ensure_ascii=False) + "\n" for refused in self.refused]
+        path.write_text("".join(lines), encoding="utf-8")
 
 
 def generate(
     plan: Sequence[Task],
     tools: Sequence[dict],
-    known: Iterable[dict],
+    known: Sequence[dict],
     teacher: Teacher,
-    log: AnswerLog,
-    *,
-    temperature: float,
     similarity: float,
     report: Callable[[str, int, int], None] = lambda step, done, of: None,
 ) -> Generated:
-    """Carry out a plan; answers that `log` holds are not asked for again. Raises TeacherError.
+    """Carry out a plan; what the teacher's log holds is not asked for again. Raises TeacherError.
 
-    `known`: chat rows that are there already; those that have the id of a task are what an earlier run made of it.
-    `report` is told the step (`written`, `read blind`), how many are done, and of how many.
+    `known`: chat rows that are there already: some are shown to the teacher, and a new request at least `similarity`
+    (0 to 100) like one of them is refused. `report` is told the step, how many are done, and of how many.
     """
     ids = {task.id for task in plan}
-    twins, known = Twins(similarity), [row for row in known if row["id"] not in ids]
+    known = [row for row in known if row["id"] not in ids]  # what an earlier run made of the same tasks
+    twins, shots, out = Twins(similarity), _shots(known, tools), Generated()
     for row in known:
         twins.add(row["id"], first_query(row))
-    written, out = [], Generated()
+    read_with, kept = reading_shots(shots, tools), []
     for number, task in enumerate(plan, 1):
-        shots = shots_for(task, known)
-        make = lambda told, task=task, shots=shots: write_messages(task, tools, shots, schema_told=told)
-        text = _asked(teacher, log, task, "write", make, temperature)
-        written.append((task, text))
+        messages, schema = write_messages(task, tools, writing_shots(task, shots))
+        text = teacher.ask(messages, schema, temperature=WARMTH, seed=task.seed, about=f"{task.id} written")
+        written = as_written(task, parse_answer(text))
+        if written is None:
+            out.refused.append(Refused(task, UNREADABLE, f"the answer is not of the form asked for: {text[:80]!r}", ""))
+        elif problem := problem_of(written, tools):
+            out.refused.append(Refused(task, *problem, written.request))
+        elif twin := twins.of(written.request):
+            out.refused.append(Refused(task, TWIN, f"nearly the request of {twin}", written.request))
+        else:
+            twins.add(task.id, written.request)
+            kept.append(written)
         report("written", number, len(plan))
-    kept = []
-    for task, text in written:
-        example = as_example(task, parse_answer(text))
-        problem = (UNREADABLE, "the answer is no object of the form asked for") if example is None else None
-        problem = problem or problem_of(task, example, tools)
-        if problem is None and (twin := twins.of(example["userQuery"])):
-            problem = TWIN, f"{example['userQuery']!r} is nearly {twin}"
-        if problem:
-            out.refused.append(Refused(task, *problem, text))
+    for number, written in enumerate(kept, 1):
+        messages, schema = read_messages(written.request, tools, read_with)
+        text = teacher.ask(messages, schema, temperature=0.0, seed=0, about=f"{written.task.id} read blind")
+        if problem := blind_problem(written, parse_answer(text), tools):
+            out.refused.append(Refused(written.task, *problem, written.request))
         else:
-            twins.add(task.id, example["userQuery"])
-            kept.append((task, example, text))
-    for number, (task, example, text) in enumerate(kept, 1):
-        make = lambda told, example=example: read_messages(example["userQuery"], tools, schema_told=told)
-        blind = _asked(teacher, log, task, "read", make, 0.0)
-        problem = blind_problem(example, parse_answer(blind), tools)
-        if problem:
-            out.refused.append(Refused(task, *problem, text))
-        else:
-            out.examples.append(example)
+            out.taken.append(written)
         report("read blind", number, len(kept))
     order = {task.id: i for i, task in enumerate(plan)}
     out.refused.sort(key=lambda refused: order[refused.task.id])
     return out
 
 
-def shots_for(task: Task, known: Sequence[dict]) -> list[dict]:
-    """Up to `SHOTS` of the examples that are there already, as the teacher would answer them: such with the calls of the
-    task's tools, or without a call where the task has none."""
-    wanted = [name for name, _ in task.calls]
-    fitting = [row for row in known if [call.name for call in first_calls(row)] == wanted]
-    if not wanted:
-        fitting = [row for row in fitting if _text(row)]
+def writing_shots(task: Task, shots: Sequence[dict]) -> list[dict]:
+    """Up to `SHOTS` examples of the task's tools, such with the same arguments first; without a call, of those."""
+    wanted = [call.name for call in task.calls]
+    fitting = [shot for shot in shots if [call.name for call in shot["calls"]] == wanted]
+    random.Random(task.seed).shuffle(fitting)
+    named = [set(call.arguments) for call in task.calls]
+    fitting.sort(key=lambda shot: [set(call.arguments) for call in shot["calls"]] != named)
+    return fitting[:SHOTS]
+
+
+def reading_shots(shots: Sequence[dict], tools: Sequence[dict]) -> list[dict]:
+    """An example of each tool, one with several calls and two without any: the same for all that is read, so that they
+    say nothing of a task."""
+    pool = list(shots)
+    random.Random(0).shuffle(pool)
+    kinds = [*([tool["name"]] for tool in tools), None, [], []]
+    chosen: list[dict] = []
+    for kind in kinds:
+        for shot in pool:
+            names = [call.name for call in shot["calls"]]
+            if shot not in chosen and (len(names) > 1 if kind is None else names == kind):
+                chosen.append(shot)
+                break
+    return chosen
+
+
+def _shots(known: Sequence[dict], tools: Sequence[dict]) -> list[dict]:
+    """The user's own examples as a teacher is shown them: `request`, `calls` and `answer`; only such whose request says
+    every argument, as is asked of the new ones."""
+    schemas = {tool["name"]: (tool.get("parameters") or {}).get("properties") or {} for tool in tools}
     shots = []
-    for row in random.Random(task.seed).sample(fitting, min(SHOTS, len(fitting))):
-        calls = [{"name": call.name, "arguments": call.arguments} for call in first_calls(row)]
-        shots.append({"query": first_query(row), **({"calls": calls} if calls else {"answer": _text(row)})})
+    for row in known:
+        query, calls = first_query(row), first_calls(row)
+        said = all(
+            call.name in schemas and evidence(value, schemas[call.name].get(name, {}), name, query)
+            for call in calls
+            for name, value in call.arguments.items()
+        )
+        if query and said and (calls or _text(row)):
+            shots.append({"request": query, "calls": calls, **({} if calls else {"answer": _text(row)})})
     return shots
 
 
@@ -122,23 +145,3 @@ def _text(row: dict) -> str:
     """The text that a row answers first."""
     turn = first_turn(row)
     return "" if turn is None else str(row["messages"][turn].get("content") or "")
-
-
-def _asked(
-    teacher: Teacher, log: AnswerLog, task: Task, step: str, make: Callable[[bool], tuple[list, dict]], warmth: float
-) -> str:
-    """The answer to one question, from the log where it is there. The schema is told in words as soon as the server
-    has refused to hold answers to it; the log's key does not hang on that."""
-    messages, schema = make(False)
-    key = AnswerLog.key(model=teacher.model, messages=messages, schema=schema, temperature=warmth, seed=task.seed)
-    if key not in log.answers:
-        form = teacher.format
-        answer = teacher.ask(make(form != "json_schema")[0], schema, temperature=warmth, seed=task.seed)
-        if teacher.format != form == "json_schema":  # refused just now: ask again with the schema in words
-            answer = teacher.ask(make(True)[0], schema, temperature=warmth, seed=task.seed)
-        log.add(key, task.id, step, answer)
-    return log.answers[key]
-
-
-def _line(value: dict) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -1,0 +1,29 @@
+"""One example that a teacher is to write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...format.calls import Call
+
+CALL, SEVERAL, NEAR, FAR = "one call", "several calls", "near miss", "far off"  # kinds of tasks
+STYLES = {  # a style's name, and how a teacher is told of it
+    "terse": "as few words as possible",
+    "polite": "a polite full sentence",
+    "typo": "one typing error in a common word, none in a value",
+    "question": "a question",
+    "context": "a short remark on why it is wanted, then the request",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One example to be written: its `calls` (none: the request must not lead to one), the `tool` that it is about ("":
+    none of them), and the `style` of the request (see `STYLES`)."""
+
+    id: str
+    kind: str
+    tool: str
+    style: str
+    calls: tuple[Call, ...]
+    seed: int
