@@ -1,6 +1,7 @@
 """llama.cpp's server on the embedded Gemma 3 270M, to try stage 01b for real: `python tests/teacher_server.py`.
 
-Needs the extra `teacher-test` (xllamacpp, whose wheels hold llama.cpp's own server). `--api-key` makes it refuse others.
+Needs the extra `teacher-test` (xllamacpp, whose wheels hold llama.cpp's own server). With
+`--api-key` it refuses whoever has not that key.
 """
 
 from __future__ import annotations

@@ -67,17 +67,16 @@ class Teacher:
     def _from_server(self, messages: list[dict], schema: dict, temperature: float, seed: int) -> str:
         """What the server answers. Where it refuses to hold answers to a schema, it is told the schema in words."""
         while True:
-            extra: dict[str, Any] = {}
-            told = [*messages[:-1], {**messages[-1], "content": f"{messages[-1]['content']}\n{_in_words(schema)}"}]
+            request: dict[str, Any] = {"model": self.model, "temperature": temperature, "seed": seed}
+            request |= {"messages": messages, "max_tokens": self.max_tokens}
             if self.format == "json_schema":
-                told = messages
-                extra = {
-                    "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
-                }
-            elif self.format == "json_object":
-                extra = {"response_format": {"type": "json_object"}}
-            request = {"model": self.model, "messages": told, "temperature": temperature, "seed": seed}
-            request |= {"max_tokens": self.max_tokens, **extra}
+                named = {"name": "answer", "schema": schema}
+                request["response_format"] = {"type": "json_schema", "json_schema": named}
+            else:
+                told = f"{messages[-1]['content']}\nJSON Schema of the answer: {json.dumps(schema, ensure_ascii=False)}"
+                request["messages"] = [*messages[:-1], {**messages[-1], "content": told}]
+            if self.format == "json_object":
+                request["response_format"] = {"type": "json_object"}
             answer, problem = self._try(lambda request=request: self._client.chat.completions.create(**request))
             if problem is None:
                 text = answer.choices[0].message.content or "" if answer.choices else ""
@@ -141,10 +140,6 @@ def _client(url: str):
     if key and not (key.isascii() and key.isprintable() and " " not in key):
         raise TeacherError(f"{KEY} holds characters that no key has: set it again, without quotes and line ends")
     return openai.OpenAI(base_url=url, api_key=key or "none", timeout=SECONDS, max_retries=RETRIES)
-
-
-def _in_words(schema: dict) -> str:
-    return f"JSON Schema of the answer: {json.dumps(schema, ensure_ascii=False)}"
 
 
 def _without_key(text: str, shortest: int = 1) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 from ...format.calls import Call
 from .task import CALL, FAR, NEAR, SEVERAL, STYLES, Task
@@ -95,5 +95,5 @@ class _Calls:
 def _optional_sets(required: list[str], optional: list[str]) -> list[tuple[str, ...]]:
     """None of the optional arguments (where something else is left to say), each one alone, neighbours, and all."""
     sets = [(), *((name,) for name in optional)] if required or not optional else [(name,) for name in optional]
-    pairs = list(zip(optional, optional[1:]))
+    pairs = list(pairwise(optional))
     return list(dict.fromkeys([*sets, *pairs, *([tuple(optional)] if len(optional) > 1 else [])]))

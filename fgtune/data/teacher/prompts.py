@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from ...format.calls import Call
-from .task import STYLES, Task
+from .task import STYLES, Task, style_of
 
 WRITE = (
     "You write what a user says to an assistant, so that the assistant makes the calls that are given. Say every value "
@@ -18,12 +18,12 @@ WRITE_NONE = (
     "tools can do what the user wants. Answer in JSON."
 )
 READ = (
-    "You turn what a user says into calls of tools, in the order in which they are asked for. Copy texts word for word. "
-    "Leave out what is not said. Make no call where no tool fits, or where a required argument is missing. Answer in "
-    "JSON."
+    "You turn what a user says into calls of tools, in the order of the request. Copy texts word for word. Leave out "
+    "what is not said. Make no call where no tool fits, or where a required argument is missing. Answer in JSON."
 )
 VALUES = "You think of what users say to an assistant that has tools. Answer in JSON."
 MOST_CALLS = 4  # that a request is read as
+LONGEST = 300  # characters of a request
 
 Messages = list[dict[str, str]]
 
@@ -36,10 +36,11 @@ def write_messages(task: Task, tools: Sequence[dict], shots: Sequence[dict]) -> 
     turns = []
     for shot in shots:
         told = {key: value for key, value in shot.items() if key != "calls"}
-        turns += [(_wanted(shot.get("calls", ())), json.dumps(told, ensure_ascii=False))]
+        asked = f"Style: {STYLES[style_of(shot['request'])]}.\n{_wanted(shot['calls'])}"
+        turns.append((asked, json.dumps(told, ensure_ascii=False)))
     names = ("request",) if task.calls else ("request", "answer")
-    schema = _object({name: {"type": "string"} for name in names})
-    last = f"{_wanted(task.calls) if task.calls else _near(task, tools)}\nStyle: {STYLES[task.style]}."
+    schema = _object({name: {"type": "string", "maxLength": LONGEST} for name in names})
+    last = f"Style: {STYLES[task.style]}.\n{_wanted(task.calls) if task.calls else _near(task, tools)}"
     return _messages(f"{WRITE if task.calls else WRITE_NONE}\n{_declared(about)}", turns, last), schema
 
 
@@ -48,7 +49,7 @@ def read_messages(request: str, tools: Sequence[dict], shots: Sequence[dict]) ->
     the task. The answer is held to the schemas of the calls."""
     calls = {"type": "array", "maxItems": MOST_CALLS, "items": _any_of([_call_schema(tool) for tool in tools])}
     turns = [
-        (shot["request"], json.dumps({"calls": [vars(c) for c in shot.get("calls", ())]}, ensure_ascii=False))
+        (shot["request"], json.dumps({"calls": [vars(call) for call in shot["calls"]]}, ensure_ascii=False))
         for shot in shots
     ]
     return _messages(f"{READ}\n{_declared(tools)}", turns, request), _object({"calls": calls})
@@ -62,7 +63,7 @@ def value_messages(tool: dict, name: str, schema: dict, count: int) -> tuple[Mes
 
 
 def parse_answer(text: str) -> dict | None:
-    """The JSON object of an answer, also of one in a code fence or after a model's thoughts; None where there is none."""
+    """The JSON object of an answer, also in a code fence or after a model's thoughts; None where there is none."""
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
     decoder = json.JSONDecoder()
     for match in re.finditer(r"\{", text):

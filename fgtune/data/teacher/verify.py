@@ -108,25 +108,25 @@ def as_calls(value: Any) -> list[Call] | None:
 
 
 class Twins:
-    """Requests that are there already, by id, and whether a new one is at least `similarity` (0 to 100) like one of
-    them: the likeness by which stage 01 keeps examples in one split."""
+    """Requests that are there already, each with something that it stands for, and how alike a new one is to them: the
+    likeness by which stage 01 keeps examples in one split (0 to 100)."""
 
-    def __init__(self, similarity: float):
-        self.similarity, self.words, self.ids = similarity, [], []
+    def __init__(self):
+        self.words, self.things = [], []
 
-    def add(self, name: str, query: str) -> None:
+    def add(self, query: str, thing: Any) -> None:
         """Take a request into those that are there."""
         self.words.append(sorted_words(query))
-        self.ids.append(name)
+        self.things.append(thing)
 
-    def of(self, query: str) -> str | None:
-        """The id of the request that is most like this one; None where none is like it."""
+    def near(self, query: str, count: int, similarity: float = 0) -> list:
+        """What the `count` requests stand for that are most like this one, and at least so much; the likest first."""
         from rapidfuzz import fuzz, process
 
-        found = process.extractOne(
-            sorted_words(query), self.words, scorer=fuzz.ratio, score_cutoff=self.similarity, processor=None
+        found = process.extract(
+            sorted_words(query), self.words, scorer=fuzz.ratio, limit=count, score_cutoff=similarity, processor=None
         )
-        return self.ids[found[2]] if found else None
+        return [self.things[place] for _, _, place in found]
 
 
 def _properties(tools: Sequence[dict], name: str) -> dict:

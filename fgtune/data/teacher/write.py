@@ -14,10 +14,10 @@ from ..examples import first_calls, first_query, first_turn
 from .client import Teacher
 from .evidence import evidence
 from .prompts import parse_answer, read_messages, write_messages
-from .task import Task
+from .task import Task, style_of
 from .verify import TWIN, UNREADABLE, Refused, Twins, Written, as_written, blind_problem, problem_of
 
-SHOTS = 3  # of the user's own examples that a teacher is shown when it writes
+SHOTS, READ_SHOTS = 3, 6  # of the user's own examples that a teacher is shown when it writes, and when it reads
 WARMTH = 0.7  # temperature at which requests are written; they are read at 0
 
 
@@ -67,10 +67,11 @@ def generate(
     """
     ids = {task.id for task in plan}
     known = [row for row in known if row["id"] not in ids]  # what an earlier run made of the same tasks
-    twins, shots, out = Twins(similarity), _shots(known, tools), Generated()
+    shots, kept, out, twins, read_before = _shots(known, tools), [], Generated(), Twins(), Twins()
     for row in known:
-        twins.add(row["id"], first_query(row))
-    read_with, kept = reading_shots(shots, tools), []
+        twins.add(first_query(row), row["id"])
+    for shot in shots:
+        read_before.add(shot["request"], shot)
     for number, task in enumerate(plan, 1):
         messages, schema = write_messages(task, tools, writing_shots(task, shots))
         text = teacher.ask(messages, schema, temperature=WARMTH, seed=task.seed, about=f"{task.id} written")
@@ -79,14 +80,15 @@ def generate(
             out.refused.append(Refused(task, UNREADABLE, f"the answer is not of the form asked for: {text[:80]!r}", ""))
         elif problem := problem_of(written, tools):
             out.refused.append(Refused(task, *problem, written.request))
-        elif twin := twins.of(written.request):
-            out.refused.append(Refused(task, TWIN, f"nearly the request of {twin}", written.request))
+        elif twin := twins.near(written.request, 1, similarity):
+            out.refused.append(Refused(task, TWIN, f"nearly the request of {twin[0]}", written.request))
         else:
-            twins.add(task.id, written.request)
+            twins.add(written.request, task.id)
             kept.append(written)
         report("written", number, len(plan))
     for number, written in enumerate(kept, 1):
-        messages, schema = read_messages(written.request, tools, read_with)
+        alike = read_before.near(written.request, READ_SHOTS)[::-1]  # by the request alone, the likest last
+        messages, schema = read_messages(written.request, tools, alike)
         text = teacher.ask(messages, schema, temperature=0.0, seed=0, about=f"{written.task.id} read blind")
         if problem := blind_problem(written, parse_answer(text), tools):
             out.refused.append(Refused(written.task, *problem, written.request))
@@ -99,29 +101,14 @@ def generate(
 
 
 def writing_shots(task: Task, shots: Sequence[dict]) -> list[dict]:
-    """Up to `SHOTS` examples of the task's tools, such with the same arguments first; without a call, of those."""
-    wanted = [call.name for call in task.calls]
-    fitting = [shot for shot in shots if [call.name for call in shot["calls"]] == wanted]
+    """Up to `SHOTS` examples of the task's tools, or without a call: such with the same arguments last, because what
+    stands last is followed most, and among them those of the same style."""
+    fitting = [shot for shot in shots if [call.name for call in shot["calls"]] == [call.name for call in task.calls]]
     random.Random(task.seed).shuffle(fitting)
     named = [set(call.arguments) for call in task.calls]
-    fitting.sort(key=lambda shot: [set(call.arguments) for call in shot["calls"]] != named)
-    return fitting[:SHOTS]
-
-
-def reading_shots(shots: Sequence[dict], tools: Sequence[dict]) -> list[dict]:
-    """An example of each tool, one with several calls and two without any: the same for all that is read, so that they
-    say nothing of a task."""
-    pool = list(shots)
-    random.Random(0).shuffle(pool)
-    kinds = [*([tool["name"]] for tool in tools), None, [], []]
-    chosen: list[dict] = []
-    for kind in kinds:
-        for shot in pool:
-            names = [call.name for call in shot["calls"]]
-            if shot not in chosen and (len(names) > 1 if kind is None else names == kind):
-                chosen.append(shot)
-                break
-    return chosen
+    same = lambda shot: [set(call.arguments) for call in shot["calls"]] == named
+    fitting.sort(key=lambda shot: (same(shot), style_of(shot["request"]) == task.style))
+    return fitting[-SHOTS:]
 
 
 def _shots(known: Sequence[dict], tools: Sequence[dict]) -> list[dict]:
