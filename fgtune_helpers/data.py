@@ -33,9 +33,11 @@ def read_tools(path: str) -> tuple[list[dict], FindingsTable]:
     return tools, FindingsTable(findings)
 
 
-def read_examples(path: str, tools: list[dict], tokenizer, max_seq_length: int) -> tuple[list[dict], FindingsTable]:
+def read_examples(
+    path: str, tools: list[dict], tokenizer=None, max_seq_length=None
+) -> tuple[list[dict], FindingsTable]:
     """The examples of a file or a folder as normalised chat rows `{"id", "tools", "messages"}`; and what lint says."""
-    count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    count = tokenizer and (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
     examples, findings = load_examples(resolve_path(path), tools, count, max_seq_length)
     return examples, FindingsTable(findings)
 

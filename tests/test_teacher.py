@@ -13,7 +13,7 @@ from teacher_server import join_gguf
 from fgtune.core.project import project_root
 from fgtune.data.readers.examples import load_examples
 from fgtune.data.readers.tools import load_tools
-from fgtune.data.teacher import Teacher, TeacherError, collect_values, generate, make_plan, summary
+from fgtune.data.teacher import ExamplePlan, Teacher, TeacherError, collect_values, generate, make_plan, summary
 from fgtune.data.teacher.evidence import evidence, said_numbers
 from fgtune.data.teacher.log import AnswerLog
 from fgtune.data.teacher.plan import NO_CALL_EVERY
@@ -304,16 +304,15 @@ def test_real_examples_are_written_verified_and_never_asked_for_twice(server, tm
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     rows, _ = load_examples(ROOT / "examples" / "requests" / "everyday.json", TOOLS)
     teacher = Teacher(server, "", tmp_path / "log.jsonl")
-    plan = make_plan(TOOLS, collect_values(TOOLS, rows, teacher, 7), 8, 7)
-    first = generate(plan[:3], TOOLS, rows, teacher, 85)
+    first = generate(ExamplePlan.make(TOOLS, rows, teacher, 3, 7), 85)
     assert len(first.taken) + len(first.refused) == 3 and teacher.asked >= 3
     resumed = Teacher(server, "", tmp_path / "log.jsonl")
     told = []
-    made = generate(plan, TOOLS, rows, resumed, 85, lambda *step: told.append(step))
+    made = generate(ExamplePlan.make(TOOLS, rows, resumed, 8, 7), 85, lambda *step: told.append(step))
     assert made.taken[: len(first.taken)] == first.taken and told[0] == ("written", 1, 8)
     assert resumed.asked == len(resumed.log.answers) - teacher.asked and resumed.asked >= 5
     again = Teacher(server, "", tmp_path / "log.jsonl")
-    same = generate(plan, TOOLS, rows, again, 85)
+    same = generate(ExamplePlan.make(TOOLS, rows, again, 8, 7), 85)
     assert (same.taken, same.refused, again.asked) == (made.taken, made.refused, 0)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert all(parse_answer(line["answer"]) for line in lines if line["about"].endswith("read blind"))

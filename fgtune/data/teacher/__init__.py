@@ -10,6 +10,6 @@ __getattr__, __dir__, __all__ = attach(
         "task": ["Task"],
         "values": ["Values", "collect_values"],
         "verify": ["Refused", "Written"],
-        "write": ["Generated", "generate"],
+        "write": ["ExamplePlan", "Generated", "generate"],
     },
 )

@@ -1,4 +1,4 @@
-"""A plan carried out: every request asked for, verified, read blind, and either taken or kept with the reason."""
+"""A plan of examples and how it is carried out: all written, verified, read blind; taken, or kept with the reason."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from ...format.findings import Finding, FindingsTable
 from ..examples import first_calls, first_query, first_turn
 from .client import Teacher
 from .evidence import evidence
+from .plan import make_plan, summary
 from .prompts import parse_answer, read_messages, write_messages
 from .task import Task, style_of
+from .values import Values, collect_values
 from .verify import TWIN, UNREADABLE, Refused, Twins, Written, as_written, blind_problem, problem_of
 
 SHOTS, READ_SHOTS = 3, 6  # of the user's own examples that a teacher is shown when it writes, and when it reads
@@ -52,27 +54,48 @@ class Generated:
         path.write_text("".join(lines), encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class ExamplePlan:
+    """What a `teacher` is to write: `tasks`, whose calls hold `values` (by tool and argument) of the `tools`. `known`:
+    chat rows that are there already; some are shown to the teacher."""
+
+    tools: Sequence[dict]
+    known: Sequence[dict]
+    teacher: Teacher
+    values: dict[tuple[str, str], Values]
+    tasks: list[Task]
+
+    @classmethod
+    def make(cls, tools: Sequence[dict], known: Sequence[dict], teacher: Teacher, count: int, seed: int) -> ExamplePlan:
+        """A plan of `count` examples; a request asks for two tools only where one of the `known` ones does, or where
+        there are none. Raises TeacherError."""
+        values = collect_values(tools, known, teacher, seed)
+        several = not known or any(len(first_calls(row)) > 1 for row in known)
+        return cls(tools, known, teacher, values, make_plan(tools, values, count, seed, several=several))
+
+    @property
+    def summary(self) -> dict[str, dict[str, int]]:
+        """How many tasks there are of each kind and style, how often each tool is called and each argument given."""
+        return summary(self.tasks)
+
+
 def generate(
-    plan: Sequence[Task],
-    tools: Sequence[dict],
-    known: Sequence[dict],
-    teacher: Teacher,
-    similarity: float,
-    report: Callable[[str, int, int], None] = lambda step, done, of: None,
+    plan: ExamplePlan, similarity: float, report: Callable[[str, int, int], None] = lambda step, done, of: None
 ) -> Generated:
     """Carry out a plan; what the teacher's log holds is not asked for again. Raises TeacherError.
 
-    `known`: chat rows that are there already: some are shown to the teacher, and a new request at least `similarity`
-    (0 to 100) like one of them is refused. `report` is told the step, how many are done, and of how many.
+    A request at least `similarity` (0 to 100) like one that is there already is refused. `report` is told the step, how
+    many are done, and of how many.
     """
-    ids = {task.id for task in plan}
-    known = [row for row in known if row["id"] not in ids]  # what an earlier run made of the same tasks
+    teacher, tools = plan.teacher, plan.tools
+    ids = {task.id for task in plan.tasks}
+    known = [row for row in plan.known if row["id"] not in ids]  # what an earlier run made of the same tasks
     shots, kept, out, twins, read_before = _shots(known, tools), [], Generated(), Twins(), Twins()
     for row in known:
         twins.add(first_query(row), row["id"])
     for shot in shots:
         read_before.add(shot["request"], shot)
-    for number, task in enumerate(plan, 1):
+    for number, task in enumerate(plan.tasks, 1):
         messages, schema = write_messages(task, tools, writing_shots(task, shots))
         text = teacher.ask(messages, schema, temperature=WARMTH, seed=task.seed, about=f"{task.id} written")
         written = as_written(task, parse_answer(text))
@@ -85,7 +108,7 @@ def generate(
         else:
             twins.add(written.request, task.id)
             kept.append(written)
-        report("written", number, len(plan))
+        report("written", number, len(plan.tasks))
     for number, written in enumerate(kept, 1):
         alike = read_before.near(written.request, READ_SHOTS)[::-1]  # by the request alone, the likest last
         messages, schema = read_messages(written.request, tools, alike)
@@ -95,7 +118,7 @@ def generate(
         else:
             out.taken.append(written)
         report("read blind", number, len(kept))
-    order = {task.id: i for i, task in enumerate(plan)}
+    order = {task.id: i for i, task in enumerate(plan.tasks)}
     out.refused.sort(key=lambda refused: order[refused.task.id])
     return out
 
