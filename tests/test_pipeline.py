@@ -48,6 +48,13 @@ def test_dry_run_and_list_start_nothing(tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize("how", [["01b"], ["--only", "01b_generate"], ["generate"]])
+def test_an_optional_stage_runs_where_it_is_named(tmp_path, capsys, how):
+    assert main(["run", *how, "--dry-run", "-p", "run_dir", str(tmp_path / "r"), "-p", "examples_file", ""]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split()[:2] == ["run", "01b_generate"]
+
+
 def notebook(tmp_path, *cells):
     path = tmp_path / "n.ipynb"
     nbformat.write(new_notebook(cells=list(cells)), path)
