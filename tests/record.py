@@ -65,7 +65,7 @@ def main() -> int:
     params, run_dir, stages = TARGETS[args.target]
     values = load_params([params], [("run_dir", run_dir)])
     if not args.from_run:
-        code = run_series(Plan(list(stages), values, force=args.target == "golden"))
+        code = run_series(Plan(list(stages), values, force=args.target != "notebooks"))
         if code:
             return code
     out = project_root() / ("tests/golden" if args.target == "golden" else "notebooks")
