@@ -46,7 +46,7 @@ verify: export FGTUNE_PARAMS =
 verify: setup  ## the series on the real model, nbval on the recorded notebooks (which runs it again), all cases on the page, an audit
 	$(BIN)/python -m fgtune_helpers run --params params/quickstart.yaml
 	$(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=7200 \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg notebooks
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg --ignore notebooks/01b_generate.ipynb notebooks
 	$(BIN)/python benchmarks/browser.py --questions 0 --cases 48
 	$(BIN)/python -m fgtune_helpers audit runs/quickstart
 

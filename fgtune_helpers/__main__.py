@@ -26,6 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = series("run", "run the series; stages that are done are kept")
+    run.add_argument("named", nargs="*", metavar="STAGE", help="just these stages; 01b runs only where it is named")
     run.add_argument("--from", dest="start", metavar="STAGE", help="first stage (02, train or 02_train)")
     run.add_argument("--to", dest="end", metavar="STAGE", help="last stage")
     run.add_argument("--only", action="append", default=[], metavar="STAGE", help="just this stage (repeatable)")
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise ParameterError("sweep needs at least one parameter with several values: -p rank 4,8,16")
             values = runner.load_params(args.params, [(n, v) for n, v in args.p if n not in grid])
             return sweep(runner.Plan([], values, args.force), grid)
-        stages = runner.choose(args.start, args.end, args.only, args.skip)
+        stages = runner.choose(args.start, args.end, args.only + args.named, args.skip)
         plan = runner.Plan(stages, runner.load_params(args.params, args.p), args.force)
         if args.list or args.dry_run:
             runner.list_stages(plan)

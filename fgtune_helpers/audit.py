@@ -6,11 +6,12 @@ import re
 import sys
 
 from fgtune.core.files import verify_files
+from fgtune.core.notebooks import unfinished
 from fgtune.data.rows import load_cases
 from fgtune.evaluation.judging import judge
 from fgtune.evaluation.scorecards import Scorecard
 
-from .runner import BAD, FAILED, OK, unfinished
+from .runner import BAD, FAILED, OK
 from .stage import STAGES, read_manifest, resolve_run
 
 _SECRET = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|npm_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{30,})\b")

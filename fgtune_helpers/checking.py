@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from fgtune.data.examples import calls_per_tool
-from fgtune.data.readers.canonical import canonical
+from fgtune.data.readers.canonical import canonical_json
 from fgtune.data.readers.examples import load_examples
 from fgtune.data.readers.files import DataError
 from fgtune.data.readers.tools import load_tools
@@ -38,9 +37,6 @@ def check_files(tools: str, examples: str | None = None, out: str | None = None)
         for name, count in sorted(calls_per_tool(rows, tool_list).items(), key=lambda item: -item[1]):
             print(f"{count:>6}  calls of {name}" + ("" if count else ": add examples that call it, or remove the tool"))
     if out:
-        written = json.dumps(canonical(tool_list, rows, table.findings))
-        value = json.loads(written, parse_constant=lambda _: None)  # NaN, refused above, is no JSON: null
-        text = json.dumps(value, indent=1)
-        Path(out).write_text(text + "\n", encoding="utf-8")
+        Path(out).write_text(canonical_json(tool_list, rows, table.findings), encoding="utf-8")
     print("refused: correct the errors above" if table.errors else "ready for stage 01")
     return REFUSED if table.errors else READY

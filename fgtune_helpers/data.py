@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from fgtune.data.augment import augment_examples
 from fgtune.data.examples import first_calls, first_query, label
 from fgtune.data.readers.examples import load_examples
 from fgtune.data.readers.tools import load_tools
-from fgtune.data.rows import Row, mask_html
+from fgtune.data.rows import ShownRow
 from fgtune.data.rows import tokenize as row_of
 from fgtune.data.split_audit import audit_split
 from fgtune.data.splits import split_examples
@@ -27,15 +25,18 @@ __all__ = ["about", "audit_split", "augment_examples", "read_examples", "read_to
 __all__ += ["split_examples", "tokenize", "verbatim_arguments"]
 
 
-def read_tools(path: str) -> tuple[list[dict], FindingsTable]:
+Read = tuple[list[dict], FindingsTable]  # what a file holds, and what lint says
+
+
+def read_tools(path: str) -> Read:
     """The tools of a file or a folder, normalised, as `{"name", "description", "parameters"}`; and what lint says."""
     tools, findings = load_tools(resolve_path(path))
     return tools, FindingsTable(findings)
 
 
-def read_examples(path: str, tools: list[dict], tokenizer, max_seq_length: int) -> tuple[list[dict], FindingsTable]:
+def read_examples(path: str, tools: list[dict], tokenizer=None, max_seq_length=None) -> Read:
     """The examples of a file or a folder as normalised chat rows `{"id", "tools", "messages"}`; and what lint says."""
-    count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    count = tokenizer and (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
     examples, findings = load_examples(resolve_path(path), tools, count, max_seq_length)
     return examples, FindingsTable(findings)
 
@@ -46,22 +47,9 @@ def about(example: dict) -> SimpleNamespace:
     return SimpleNamespace(query=first_query(example), calls=first_calls(example), label=label(example))
 
 
-@dataclass(frozen=True, repr=False)
-class TokenRow(Row):
-    """A tokenised dialogue that shows what follows its shared prefix in a notebook, learned tokens coloured."""
-
-    tokenizer: Any = field(default=None, compare=False)
-
-    def __repr__(self) -> str:
-        return f"{len(self.ids)} tokens, {sum(self.targets)} of them learned"
-
-    def _repr_html_(self) -> str:
-        return mask_html(self, self.tokenizer, skip=self.prefix)
-
-
-def tokenize(example: dict, tokenizer, max_seq_length: int | None = None) -> TokenRow:
+def tokenize(example: dict, tokenizer, max_seq_length: int | None = None) -> ShownRow:
     """The row of an example: `ids`, `targets` (True: learned) and the length of its `prefix`. Raises DataError."""
-    return TokenRow(**vars(row_of(example, tokenizer, max_seq_length)), tokenizer=tokenizer)
+    return ShownRow(**vars(row_of(example, tokenizer, max_seq_length)), tokenizer=tokenizer)
 
 
 def refused_calls(model_dir: Path, verbatim: Iterable[str], examples: Iterable[dict], tokenizer) -> list[dict]:

@@ -49,8 +49,8 @@ def learning_curve(run: Run, card: Scorecard, grammar: Grammar | None = None) ->
     """How the score of `card`, of the trained adapters, depends on the number of training examples, by refits on parts
     of them that take `curve_minutes` at most."""
     p, data = run.p, run.inputs["01_data"]["parameters"]
-    augmented = {"copies": data["augment"], "joined": data["combine"]}
-    augmented |= {"similarity": data["similarity"], "seed": data["seed"]}
+    names = {"copies": "augment", "joined": "combine", "similarity": "similarity", "seed": "seed"}
+    augmented = {name: data[parameter] for name, parameter in names.items()}
     splits = {name: run.examples(name) for name in ("train", "valid", "test")}
     limits = {"minutes": p.curve_minutes, "max_tokens": p.max_tokens, "folder": run.dir, "grammar": grammar}
     return curve_of(Finished.load(run.base(), run.input("02_train")), card, splits, augmented, **limits)

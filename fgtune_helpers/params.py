@@ -34,6 +34,8 @@ def closest(name: str, known) -> str:
 
 def resolve_path(value: str) -> Path:
     """An input path: absolute, or below the project's root, or below the working directory. Raises ParameterError."""
+    if not value:
+        raise ParameterError("an input file has no name: set tools_file and examples_file")
     tried = dict.fromkeys(folder / Path(value).expanduser() for folder in (project_root(), Path.cwd()))
     found = next((path for path in tried if path.exists()), None)
     if found is None:

@@ -20,10 +20,7 @@ class RunReport:
     def __init__(self, run: Path):
         self.run = run
         self.manifests = {stage: manifest for stage in STAGES if (manifest := read_manifest(run, stage))}
-        order = lambda path: (
-            path.stem == "scorecard_tuned",
-            path.stem,
-        )  # the last: what later stages are held to
+        order = lambda path: (path.stem == "scorecard_tuned", path.stem)  # the last: what later stages are held to
         paths = {stage: sorted((run / stage).glob("scorecard*.json"), key=order) for stage in STAGES}
         self.scorecards = {stage: [Scorecard.load(path) for path in found] for stage, found in paths.items() if found}
 
@@ -63,6 +60,5 @@ class RunReport:
 
 def _png(figure) -> str:
     """A figure as PNG in base64."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=110)
     return base64.b64encode(buffer.getvalue()).decode()

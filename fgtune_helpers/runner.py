@@ -3,7 +3,6 @@ it would be and its outputs are as its manifest says."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fgtune.core.files import stderr_to, verify_files
+from fgtune.core.notebooks import unfinished
 from fgtune.core.project import project_root
 
 from .params import PARAMETERS, ParameterError, chosen_file, closest, coerce, read_params, resolve_path
-from .stage import STAGES, OldRunError, StageError, read_manifest, resolve_run, stage_key
+from .stage import ALL, STAGES, OldRunError, StageError, read_manifest, resolve_run, stage_key
 
 OK, FAILED, BAD = 0, 1, 2
 #: For the kernels: glibc's memory in pages of 2 MB where Linux grants them. Training and decoding gain some percent.
@@ -40,7 +40,7 @@ def load_params(files: list[str], pairs: list[tuple[str, str]]) -> dict[str, Any
     for file in files or filter(None, [chosen_file()]):
         values |= read_params(file)
     values |= {name: coerce(name, value) for name, value in pairs}
-    for name in ("tools_file", "examples_file"):  # kernels start elsewhere: hand the full path over
+    for name in filter(values.get, ("tools_file", "examples_file")):  # kernels start elsewhere: hand the full path over
         path, root = resolve_path(values[name]), project_root()
         values[name] = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     if Path(values["base_model"]).expanduser().is_dir():
@@ -54,27 +54,28 @@ def load_params(files: list[str], pairs: list[tuple[str, str]]) -> dict[str, Any
 
 
 def choose(start: str | None, end: str | None, only: list[str], skip: list[str]) -> list[str]:
-    """The stages between `start` and `end`, or `only` those, without `skip`. Names may be shortened to `02`."""
-    names = list(STAGES)
+    """The stages between `start` and `end`, or `only` those, without `skip`. Names may be shortened to `02`.
+    An optional stage must be among `only`."""
+    names = list(ALL)
 
     def find(word: str) -> str:
-        hits = [n for n in names if n == word or n.startswith(word) or n.split("_", 1)[1] == word]
+        hits = [n for n in names if word in (n, *n.split("_", 1))] or [n for n in names if n.startswith(word)]
         if len(hits) != 1:
             raise ParameterError(f"no stage {word!r}{closest(word, names)}: one of {', '.join(names)}")
         return hits[0]
 
     first = names.index(find(start)) if start else 0
-    last = names.index(find(end)) if end else len(names) - 1
+    last = names.index(find(end)) if end else len(STAGES) - 1
     if first > last:
         raise ParameterError(f"--from {names[first]} comes after --to {names[last]}")
-    chosen = {find(w) for w in only} or {*names[first : last + 1]}
+    chosen = {find(w) for w in only} or {*names[first : last + 1]} & {*STAGES}
     return [n for n in names if n in chosen - {find(w) for w in skip}]
 
 
 def state(stage: str, values: dict[str, Any]) -> tuple[str, dict | None]:
     """What is known of a stage: `done`, `skipped`, `new`, `changed`, `damaged` or `waits`; and its manifest."""
     run = resolve_run(values["run_dir"])
-    upstream = {need: read_manifest(run, need) for need in STAGES[stage].needs}
+    upstream = {need: read_manifest(run, need) for need in ALL[stage].needs}
     if None in upstream.values():
         return "waits", None
     manifest = read_manifest(run, stage)
@@ -145,7 +146,7 @@ def execute(stage: str, values: dict[str, Any], run: Path) -> str | None:
     options = {"progress_bar": False, "kernel_name": "python3", "cwd": str(root), "log_output": False}
     try:
         with stderr_to(folder / f"{stage}.log"):
-            parameters = {name: values[name] for name in STAGES[stage].all_params}
+            parameters = {name: values[name] for name in ALL[stage].all_params}
             papermill.execute_notebook(str(source), str(partial), parameters, **options)
         problem = unfinished(partial)
     except PapermillExecutionError as error:
@@ -159,19 +160,6 @@ def execute(stage: str, values: dict[str, Any], run: Path) -> str | None:
     return " ".join(_ANSI.sub("", problem).split())[:400] if problem else None
 
 
-def unfinished(notebook: Path) -> str | None:
-    """Say which code cell has no execution count or raised; None when every one ran."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    for i, cell in enumerate(cells):
-        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
-            continue
-        if cell.get("execution_count") is None:
-            return f"cell {i} never ran"
-        if any(o["output_type"] == "error" for o in cell["outputs"]):
-            return f"cell {i} raised"
-    return None
-
-
 def list_stages(plan: Plan, out=None) -> None:
     """One line a stage: what would happen and why."""
     for stage in plan.stages:
@@ -182,5 +170,5 @@ def list_stages(plan: Plan, out=None) -> None:
         except (StageError, ParameterError) as error:
             known, manifest = f"unreadable ({error})", None
         will = "keep" if known == "done" and not plan.force else "run"
-        took = f"{manifest['seconds']:.0f} s last time" if manifest else f"about {STAGES[stage].minutes} min"
-        print(f"{will:<5} {stage:<18} {known:<9} {took:<18} {STAGES[stage].outcome}", file=out or sys.stdout)
+        took = f"{manifest['seconds']:.0f} s last time" if manifest else f"about {ALL[stage].minutes} min"
+        print(f"{will:<5} {stage:<18} {known:<9} {took:<18} {ALL[stage].outcome}", file=out or sys.stdout)

@@ -55,6 +55,8 @@ class Stage:
 
 
 STAGES = {name: Stage(**entry) for name, entry in SERIES["stages"].items()}
+OPTIONAL = {name: Stage(**entry) for name, entry in SERIES["optional"].items()}  # run only where they are named
+ALL = STAGES | OPTIONAL
 
 
 class StageError(ProjectError):
@@ -103,8 +105,8 @@ def read_manifest(run: Path, stage: str) -> dict | None:
 
 def stage_key(stage: str, values: dict[str, Any], upstream: dict[str, dict]) -> str:
     """Content hash of everything that decides a stage's result: parameters, input files, upstream outputs."""
-    spec = STAGES[stage]
-    named = [name for name in ("tools_file", "examples_file") if name in spec.params]
+    spec = ALL[stage]
+    named = [name for name in ("tools_file", "examples_file") if name in spec.params and values[name]]
     files = {name: digest_of(resolve_path(values[name])) for name in named}
     inputs = {name: {k: v["sha256"] for k, v in m["outputs"].items()} for name, m in upstream.items()}
     decisive = {name: values[name] for name in spec.params if name not in files}
@@ -217,14 +219,14 @@ class Run:
 def _parameters(stage: str, namespace: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The values of a stage's parameters, and a table that says where each is from: the chosen params file stands in
     for the default of what nobody has set. Raises ParameterError."""
-    own, cells = STAGES[stage].all_params, names_set(namespace, STAGES[stage].all_params)
+    own, cells = ALL[stage].all_params, names_set(namespace, ALL[stage].all_params)
     given = {name: coerce(name, namespace[name]) for name in (*cells, *own) if name in namespace}
     if missing := [name for name in own if name not in given]:
         raise ParameterError(f"the parameters cell of {stage} lacks {', '.join(missing)}")
     others = [name for name in given if name not in own]
     for name in others:  # papermill's -f hands over all keys of a params file of the series, and run_dir is one of them
         if not (cells[name] and cells.get("run_dir")):
-            owners = ", ".join(other for other in STAGES if name in STAGES[other].all_params)
+            owners = ", ".join(other for other in ALL if name in ALL[other].all_params)
             raise ParameterError(f"{stage} has no parameter {name!r}; it belongs to {owners}")
     unset = [name for name in own if given[name] == PARAMETERS[name].default and not cells.get(name)]
     file = chosen_file() if unset else ""
@@ -244,7 +246,7 @@ def start_stage(stage: str, namespace: dict[str, Any], *, keep: bool = False) ->
     then has nothing left to do (`FGTUNE_FRESH=1`, or the runner's `--force`, begins anew all the same).
     Raises ParameterError or StageError, one line each.
     """
-    spec = STAGES[stage]
+    spec = ALL[stage]
     values, table = _parameters(stage, namespace)
     root = resolve_run(values["run_dir"])
     upstream = {}

@@ -11,7 +11,7 @@ from fgtune.core.project import project_root
 from fgtune.evaluation.scorecards import Comparison
 from fgtune_helpers.params import PARAMETERS
 from fgtune_helpers.report import RunReport
-from fgtune_helpers.stage import STAGES, read_manifest, resolve_run
+from fgtune_helpers.stage import ALL, STAGES, read_manifest, resolve_run
 
 README = project_root() / "README.md"
 PAGES = {"parameters": project_root() / "docs" / "parameters.md"}  # blocks that stand elsewhere
@@ -55,6 +55,9 @@ def size_table(rows: list[dict]) -> str:
 def navigation(stage: str) -> str:
     """The previous/next line of a notebook."""
     names = list(STAGES)
+    if stage not in names:  # an optional one, beside the stage whose number it has
+        beside = next(name for name in names if name.split("_")[0] == stage.split("_")[0].rstrip("b"))
+        return f"optional, before [{beside}]({beside}.ipynb) · [README](../README.md) →"
     i = names.index(stage)
     before = f"← [{names[i - 1]}]({names[i - 1]}.ipynb)" if i else "← [README](../README.md)"
     after = f"[{names[i + 1]}]({names[i + 1]}.ipynb) →" if i + 1 < len(names) else "[README](../README.md) →"
@@ -63,7 +66,7 @@ def navigation(stage: str) -> str:
 
 def needs_line(stage: str) -> str:
     """The **Needs · Produces · Time** line of a notebook."""
-    spec = STAGES[stage]
+    spec = ALL[stage]
     needs = ", ".join(spec.needs[-3:]) or "nothing"
     return f"**Needs** {needs} · **Produces** {spec.produces} · **Time** about {spec.minutes} min on two cores"
 

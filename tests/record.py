@@ -2,6 +2,7 @@
 
     python tests/record.py golden      tests/golden, with params/ci.yaml (minutes)
     python tests/record.py notebooks   notebooks/ themselves, with params/quickstart.yaml (the real model)
+    python tests/record.py optional    01b_generate in notebooks/, against the server of tests/teacher_server.py
 
 `--from-run` keeps what a finished run left instead of running it again.
 """
@@ -13,11 +14,16 @@ from pathlib import Path
 
 import nbformat
 
+from fgtune.core.notebooks import unfinished
 from fgtune.core.project import project_root
-from fgtune_helpers.runner import Plan, load_params, run_series, unfinished
-from fgtune_helpers.stage import STAGES, resolve_run
+from fgtune_helpers.runner import Plan, load_params, run_series
+from fgtune_helpers.stage import OPTIONAL, STAGES, resolve_run
 
-TARGETS = {"golden": ("params/ci.yaml", "runs/golden"), "notebooks": ("params/quickstart.yaml", "runs/quickstart")}
+TARGETS = {
+    "golden": ("params/ci.yaml", "runs/golden", STAGES),
+    "notebooks": ("params/quickstart.yaml", "runs/quickstart", STAGES),
+    "optional": ("params/quickstart.yaml", "runs/quickstart", OPTIONAL),
+}
 NOISE = re.compile(r"^\[IPKernelApp\].*\n?", re.M)
 
 
@@ -57,15 +63,15 @@ def main() -> int:
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--from-run", action="store_true")
     args = parser.parse_args()
-    params, run_dir = TARGETS[args.target]
+    params, run_dir, stages = TARGETS[args.target]
     values = load_params([params], [("run_dir", run_dir)])
     if not args.from_run:
-        code = run_series(Plan(list(STAGES), values, force=args.target == "golden"))
+        code = run_series(Plan(list(stages), values, force=args.target != "notebooks"))
         if code:
             return code
     out = project_root() / ("tests/golden" if args.target == "golden" else "notebooks")
     out.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES:
+    for stage in stages:
         path = resolve_run(run_dir) / "notebooks" / f"{stage}.ipynb"
         problem = unfinished(path)
         if problem:

@@ -10,15 +10,15 @@ from readme import navigation, needs_line
 
 from fgtune.core.project import project_root
 from fgtune_helpers.params import PARAMETERS
-from fgtune_helpers.stage import STAGES
+from fgtune_helpers.stage import ALL, STAGES
 
 ROOT = project_root()
-NOTEBOOKS = {stage: ROOT / "notebooks" / f"{stage}.ipynb" for stage in STAGES}
+NOTEBOOKS = {stage: ROOT / "notebooks" / f"{stage}.ipynb" for stage in ALL}
 GOLDEN = {stage: ROOT / "tests" / "golden" / f"{stage}.ipynb" for stage in STAGES}
 ABSOLUTE = re.compile(r"(?<![\w.])/(?:home|root|work|tmp|Users|usr|var|opt|mnt)/")
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
-each = pytest.mark.parametrize("stage", STAGES)
+each = pytest.mark.parametrize("stage", ALL)
 
 
 def counts(path):
@@ -28,6 +28,10 @@ def counts(path):
 #: notebooks/ is committed either as one whole recorded run or without any output; a mixture fails below.
 RECORDED = any(n is not None for path in NOTEBOOKS.values() for n in counts(path))
 KINDS = ["golden", "notebooks"] if RECORDED else ["golden"]
+#: Optional stages need a server: they are recorded in notebooks/ alone.
+each_recorded = pytest.mark.parametrize(
+    ("stage", "kind"), [(stage, kind) for kind in KINDS for stage in (STAGES if kind == "golden" else ALL)]
+)
 
 
 def load(path):
@@ -55,14 +59,14 @@ def test_recorded_figures_are_pictures():
 
 
 def test_one_notebook_a_stage():
-    assert sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")) == [f"{stage}.ipynb" for stage in STAGES]
+    assert sorted(p.name for p in (ROOT / "notebooks").glob("*.ipynb")) == sorted(f"{stage}.ipynb" for stage in ALL)
 
 
 @each
 def test_parameters_are_literals_that_agree_with_the_registry(stage):
     (cell,) = tagged(load(NOTEBOOKS[stage]), "parameters")
     lines = cell.source.splitlines()
-    assert [line.split(":")[0] for line in lines] == list(STAGES[stage].all_params)
+    assert [line.split(":")[0] for line in lines] == list(ALL[stage].all_params)
     for line, node in zip(lines, ast.parse(cell.source).body):
         param = PARAMETERS[node.target.id]
         assert ast.literal_eval(node.value) == param.default
@@ -81,7 +85,7 @@ def test_the_next_cell_starts_the_stage_and_one_of_the_last_finishes_it(stage):
 @each
 def test_generated_lines_are_current(stage):
     head = load(NOTEBOOKS[stage]).cells[0].source
-    assert head.startswith(f"# {stage[:2]} · {STAGES[stage].title}")
+    assert head.startswith(f"# {stage.split('_')[0]} · {ALL[stage].title}")
     assert navigation(stage) in head and needs_line(stage) in head
 
 
@@ -147,8 +151,7 @@ def test_prose_holds_no_number_of_a_run(stage):
             assert not found, f"{found} in: {cell.source[:80]}"
 
 
-@each
-@pytest.mark.parametrize("kind", KINDS)
+@each_recorded
 def test_committed_as_one_clean_run_leaves_it(stage, kind):
     notebook = load({"notebooks": NOTEBOOKS, "golden": GOLDEN}[kind][stage])
     assert notebook.metadata.kernelspec.name == "python3" and set(notebook.metadata) <= {"kernelspec", "language_info"}
@@ -166,8 +169,7 @@ def test_committed_as_one_clean_run_leaves_it(stage, kind):
                 assert output.get("name") != "stderr"
 
 
-@each
-@pytest.mark.parametrize("kind", KINDS)
+@each_recorded
 def test_recorded_checks_all_say_ok(stage, kind):
     notebook = load({"notebooks": NOTEBOOKS, "golden": GOLDEN}[kind][stage])
     (cell,) = tagged(notebook, "nbval-check-output")
@@ -175,7 +177,7 @@ def test_recorded_checks_all_say_ok(stage, kind):
     assert len(lines) >= 2 and all(line.startswith("ok   ") for line in lines), lines
 
 
-@each
+@pytest.mark.parametrize("stage", STAGES)
 def test_recordings_are_of_these_notebooks(stage):
     source = [c.source for c in load(NOTEBOOKS[stage]).cells]
     recorded = [c.source for c in load(GOLDEN[stage]).cells if "injected-parameters" not in c.metadata.get("tags", [])]

@@ -6,7 +6,7 @@ import yaml
 from fgtune.core.project import project_root
 from fgtune_helpers.params import PARAMETERS, SERIES, VARIANTS, ParameterError, coerce
 from fgtune_helpers.runner import choose, load_params
-from fgtune_helpers.stage import STAGES
+from fgtune_helpers.stage import ALL, STAGES
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_help_of_variants_names_them_all():
 
 
 def test_every_parameter_is_used_by_a_stage_and_known():
-    used = {name for stage in STAGES.values() for name in stage.all_params}
+    used = {name for stage in ALL.values() for name in stage.all_params}
     assert used == set(PARAMETERS)
 
 
@@ -102,6 +102,9 @@ def test_choosing_stages():
     assert choose("02", "train", [], []) == ["02_train"]
     assert choose(None, None, ["11_report", "00"], []) == ["00_setup", "11_report"]
     assert "09_test_node" not in choose("08", None, [], ["09"])
+    assert choose(None, None, ["01"], []) == ["01_data"] and choose(None, None, ["01b"], []) == ["01b_generate"]
+    assert choose(None, None, ["generate"], []) == ["01b_generate"]
+    assert choose(None, None, [], []) == list(STAGES) and choose("00", "02", [], [])[1:] == ["01_data", "02_train"]
     with pytest.raises(ParameterError, match="comes after"):
         choose("05", "02", [], [])
     with pytest.raises(ParameterError, match="no stage 'trian'"):

@@ -9,8 +9,9 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+from fgtune.core.notebooks import unfinished
 from fgtune_helpers.__main__ import main
-from fgtune_helpers.runner import HUGE_PAGES, Plan, load_params, run_series, state, unfinished
+from fgtune_helpers.runner import HUGE_PAGES, Plan, load_params, run_series, state
 from fgtune_helpers.stage import STAGES
 
 
@@ -46,6 +47,13 @@ def test_dry_run_and_list_start_nothing(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == list(STAGES) and lines[0].startswith("run ")
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("how", [["01b"], ["--only", "01b_generate"], ["generate"]])
+def test_an_optional_stage_runs_where_it_is_named(tmp_path, capsys, how):
+    assert main(["run", *how, "--dry-run", "-p", "run_dir", str(tmp_path / "r"), "-p", "examples_file", ""]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split()[:2] == ["run", "01b_generate"]
 
 
 def notebook(tmp_path, *cells):

@@ -36,6 +36,7 @@ SCRIPTS = {
         "fgtune_helpers/__main__.py",
         "tests/record.py",
         "tests/readme.py",
+        "tests/teacher_server.py",
         *(f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")),
     )
 }

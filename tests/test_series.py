@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fgtune.core.files import hash_files
+from fgtune.core.notebooks import unfinished
 from fgtune.core.project import project_root
 from fgtune.evaluation.scorecards import Scorecard
-from fgtune_helpers.runner import unfinished
 from fgtune_helpers.stage import STAGES, read_manifest
 
 ROOT = project_root()

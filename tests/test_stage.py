@@ -12,6 +12,7 @@ from fgtune_helpers import stage
 from fgtune_helpers.params import PARAMETERS, ParameterError, names_set
 from fgtune_helpers.runner import load_params
 from fgtune_helpers.stage import (
+    OPTIONAL,
     STAGES,
     CheckFailed,
     OldRunError,
@@ -321,6 +322,8 @@ def test_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     assert resolve_path("mine.json") == tmp_path / "mine.json"
     with pytest.raises(ParameterError, match=r"'none\.json' does not exist"):
         resolve_path("none.json")
+    with pytest.raises(ParameterError, match="has no name"):
+        resolve_path("")
     assert resolve_run("runs/x") == project_root() / "runs" / "x"
 
 
@@ -334,3 +337,11 @@ def test_the_series_is_in_order():
     names = list(STAGES)
     for i, (name, spec) in enumerate(STAGES.items()):
         assert name.startswith(f"{i:02d}_") and all(names.index(need) < i for need in spec.needs)
+
+
+def test_an_optional_stage_needs_no_other_and_no_examples(tmp_path):
+    given = {p: PARAMETERS[p].default for p in OPTIONAL["01b_generate"].all_params}
+    first = start_stage("01b_generate", given | {"run_dir": str(tmp_path)}, keep=True)
+    without = start_stage("01b_generate", given | {"run_dir": str(tmp_path), "examples_file": ""}, keep=True)
+    elsewhere = start_stage("01b_generate", given | {"run_dir": str(tmp_path), "teacher_url": "http://x/v1"})
+    assert first.key != without.key and elsewhere.key == first.key and not set(OPTIONAL) & set(STAGES)

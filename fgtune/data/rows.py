@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ..format.calls import Call
 from ..format.findings import SchemaError
@@ -169,6 +170,19 @@ def load_rows(folder: Path, split: str, tokenizer) -> list[Row]:
 def load_cases(folder: Path, split: str) -> list[Case]:
     """The cases of `<folder>/<split>.jsonl` as stage 01 wrote it."""
     return [case_of(example) for example in read_json(folder / f"{split}.jsonl")]
+
+
+@dataclass(frozen=True, repr=False)
+class ShownRow(Row):
+    """A tokenised dialogue that shows what follows its shared prefix in a notebook, learned tokens coloured."""
+
+    tokenizer: Any = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"{len(self.ids)} tokens, {sum(self.targets)} of them learned"
+
+    def _repr_html_(self) -> str:
+        return mask_html(self, self.tokenizer, skip=self.prefix)
 
 
 def mask_html(row: Row, tokenizer, skip: int = 0) -> str:

@@ -13,3 +13,9 @@ def canonical(tools: list[dict], examples: list[dict], findings: list[Finding]) 
     own = {id(row["tools"]): json.dumps(row["tools"], sort_keys=True) != shared for row in examples}
     rows = [row if own[id(row["tools"])] else {k: v for k, v in row.items() if k != "tools"} for row in examples]
     return {"tools": tools, "examples": rows, "findings": [finding.as_json() for finding in findings]}
+
+
+def canonical_json(tools: list[dict], examples: list[dict], findings: list[Finding]) -> str:
+    """The canonical form as JSON text; NaN, which is refused elsewhere, becomes null, since JSON has no such number."""
+    value = json.loads(json.dumps(canonical(tools, examples, findings)), parse_constant=lambda _: None)
+    return json.dumps(value, indent=1) + "\n"
