@@ -278,13 +278,13 @@ def apply_gradients(model, optimizer, gradients, scale: float, clip: float) -> f
 def is_better(record: dict, before: Sequence[dict], cases: int) -> bool:
     """Whether the adapters of this evaluation are to be kept in place of those kept `before`, on `cases` cases.
 
-    The later ones are, unless they are worse than the most exact matches so far by more than one standard error (that
-    of Agresti and Coull's share, which is not 0 where all are right): a case more or less is chance, and later steps
-    have a lower learning rate. Without exact match the lower validation loss is better; without either the later.
+    The later ones are, unless they are worse than the most exact matches so far by more than two standard errors (of
+    Agresti and Coull's share, which are not 0 where all are right): less than that is chance, and later steps have a
+    lower learning rate. Without exact match the lower validation loss is better; without either the later.
     """
     if record["exact"] is None:
         losses = [e["valid_loss"] for e in before]
         return record["valid_loss"] is None or not losses or record["valid_loss"] < min(losses)
     top = max([e["exact"] for e in before], default=0.0)
     p = (top * cases + 2) / (cases + 4)
-    return record["exact"] >= top - math.sqrt(p * (1 - p) / (cases + 4))
+    return record["exact"] >= top - 2 * math.sqrt(p * (1 - p) / (cases + 4))
