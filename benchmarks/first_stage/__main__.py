@@ -7,8 +7,8 @@
 
 The rows come from tools and sentences of our own (`kinds.txt`) and from the Berkeley Function-Calling Leaderboard
 (`bfcl-eval`, Apache 2.0), none from the shipped examples. Every batch is one tool set, whose declarations are read
-once. `base_model: runs/first_stage/model` starts the series from the result. The workbook does not: with ten examples
-per tool it brought less than ten points (docs/benchmarks.md).
+once. `base_model: runs/first_stage/model` starts the series from the result. The workbook does not: first figures
+(docs/benchmarks.md) do not show that few examples go further from there.
 """
 
 from __future__ import annotations
