@@ -1,6 +1,7 @@
 """The stage contract: nothing half-written, nothing stale, nothing passed over in silence."""
 
 import json
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -8,6 +9,7 @@ import pytest
 
 from fgtune.core.files import verify_files
 from fgtune.core.project import project_root
+from fgtune.data.rows import Row
 from fgtune_helpers import stage
 from fgtune_helpers.params import PARAMETERS, ParameterError, names_set
 from fgtune_helpers.runner import load_params
@@ -345,3 +347,16 @@ def test_an_optional_stage_needs_no_other_and_no_examples(tmp_path):
     without = start_stage("01b_generate", given | {"run_dir": str(tmp_path), "examples_file": ""}, keep=True)
     elsewhere = start_stage("01b_generate", given | {"run_dir": str(tmp_path), "teacher_url": "http://x/v1"})
     assert first.key != without.key and elsewhere.key == first.key and not set(OPTIONAL) & set(STAGES)
+
+
+def test_settings_that_nobody_gave_follow_from_the_rows_and_stay_open(tmp_path):
+    """They are put into `p`, and asked again for other rows they follow those: only what was given is kept."""
+    few, many = ([Row((5,) * 40, (False,) * 20 + (True,) * 20, 20)] * count for count in (150, 3000))
+    p = SimpleNamespace(**{name: PARAMETERS[name].default for name in STAGES["02_train"].all_params})
+    p.learning_rate = 3e-3
+    run = stage.Run("02_train", tmp_path, p, tmp_path, "key", {})
+    first = {setting.name: setting.value for setting in run.settings(few)}
+    assert {name: vars(p)[name] for name in first} == first and p.iters > 0 and p.num_layers == -1
+    second = {setting.name: setting.value for setting in run.settings(many)}
+    assert second["iters"] > first["iters"] and p.batch_size == 24 and p.num_layers == 12 and p.learning_rate == 3e-3
+    assert {setting.name: setting.value for setting in run.settings(few)} == first
