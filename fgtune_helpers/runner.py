@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fgtune.core.clock import clock
 from fgtune.core.files import stderr_to, verify_files
 from fgtune.core.notebooks import unfinished
 from fgtune.core.project import project_root
@@ -129,7 +130,7 @@ def run_series(plan: Plan, out=None) -> int:
 
 
 def _clock(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{clock(int(seconds))} min"
 
 
 def execute(stage: str, values: dict[str, Any], run: Path) -> str | None:

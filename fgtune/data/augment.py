@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import copy
 import random
-import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from .affixes import Affixes
-from .examples import all_calls, first_calls, first_query
+from .examples import all_calls, first_calls, first_query, origin
 from .exchange import Pools, exchange
 from .frames import is_english, reframe
 from .joining import combine
@@ -93,12 +92,8 @@ def shortfall(examples: Iterable[dict], made: Iterable[dict], copies: int) -> di
     """{id: how many of `copies` are missing among those made by `augment`}, for examples that gave fewer."""
     counts = {example["id"]: copies for example in examples}
     for row in made:
-        counts[_origin(row["id"])] -= 1
+        counts[origin(row["id"])] -= 1
     return {name: missing for name, missing in counts.items() if missing > 0}
-
-
-def _origin(name: str) -> str:
-    return re.sub(r"\+\d+$", "", name)
 
 
 def _vary(
@@ -152,7 +147,7 @@ def _with_answers(examples: list[dict], made: list[dict], copies: int) -> list[d
     share = KEPT * len(answers) / len(examples)
     rows = {example["id"]: [] for example in examples}
     for row in made:
-        rows[_origin(row["id"])].append(row)
+        rows[origin(row["id"])].append(row)
     have = len(answers) + sum(len(rows[e["id"]]) for e in answers)
     total = len(examples) + len(made)
     for number in range(1, copies + 1):

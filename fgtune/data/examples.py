@@ -55,13 +55,17 @@ def calls_per_tool(examples: Iterable[dict], tools: Iterable[dict] = ()) -> dict
 def written(examples: list[dict]) -> list[dict]:
     """Those that somebody wrote: without the copies (`a+1`) and the joined requests (`a&b`) that `augment` makes of
     examples that are there."""
-    ids = {example["id"] for example in examples}
-    families = lambda name: {re.sub(r"\+\d+$", "", part) for part in name.split("&")}
-    return [
-        example
-        for example in examples
-        if example["id"] in families(example["id"]) or not families(example["id"]) <= ids
-    ]
+    ids, kept = {example["id"] for example in examples}, []
+    for example in examples:
+        origins = {origin(part) for part in example["id"].split("&")}
+        if example["id"] in origins or not origins <= ids:
+            kept.append(example)
+    return kept
+
+
+def origin(name: str) -> str:
+    """The id of the example that `augment` made the one of this id of: without `+1`, `+2`, …"""
+    return re.sub(r"\+\d+$", "", name)
 
 
 def label(example: dict) -> str:

@@ -19,6 +19,7 @@ VERBS = frozenset(
 BEFORE = ("please ", "can you ", "could you ", "would you ", "could you please ", "hey, ", "hi, please ", "now ")
 ASKS = ("can you ", "could you ", "would you ", "could you please ")
 GREETS = ("hey, ", "hi, ", "hello, ", "so, ")
+GREETED = frozenset("what what's how is will who where when which are does do i i'm".split())
 ASKING = frozenset("what how is are will who where when why which do does did can could would may should".split())
 POLITE = re.compile(r"\b(please|pls|can you|could you|would you|will you|hey|hi|hello|thanks|kindly)\b", re.I)
 
@@ -49,6 +50,12 @@ def _begins(query: str, kept: list[str]) -> bool:
         return False
     word = first.group()
     return word[1:] == word[1:].lower() and word.split("'")[0].split("’")[0] != "I"
+
+
+def _first_word(query: str) -> str:
+    """In small letters; empty where the sentence begins with something else."""
+    first = re.match(r"[\w'’]+", query)
+    return first.group().lower() if first else ""
 
 
 def _lower_first(query: str, kept: list[str], rng: random.Random) -> str | None:
@@ -89,7 +96,7 @@ def _add_stop(query: str, kept: list[str], rng: random.Random) -> str | None:
 def _before(query: str, kept: list[str], rng: random.Random) -> str | None:
     if not _begins(query, kept) or POLITE.search(query):
         return None
-    first = re.match(r"[\w'’]+", query).group().lower()  # type: ignore[union-attr]
+    first = _first_word(query)
     sentences = len(re.findall(r"[.?!;]\s", query))
     if first in VERBS:
         word = rng.choice(BEFORE)
@@ -100,22 +107,7 @@ def _before(query: str, kept: list[str], rng: random.Random) -> str | None:
                 return None
             else:
                 query = query.rstrip(".!") + rng.choice(("?", "", "?"))
-    elif first in (
-        "what",
-        "what's",
-        "how",
-        "is",
-        "will",
-        "who",
-        "where",
-        "when",
-        "which",
-        "are",
-        "does",
-        "do",
-        "i",
-        "i'm",
-    ):
+    elif first in GREETED:
         word = rng.choice(GREETS)
     else:
         return None
@@ -125,8 +117,7 @@ def _before(query: str, kept: list[str], rng: random.Random) -> str | None:
 
 def _behind(query: str, kept: list[str], rng: random.Random) -> str | None:
     """With a please at the end, where no longer text stands there that it would seem to belong to."""
-    first = re.match(r"[\w'’]+", query)
-    if not first or first.group().lower() not in VERBS or POLITE.search(query):
+    if _first_word(query) not in VERBS or POLITE.search(query):
         return None
     if re.search(r"[?!;:\"'”]|[.]\s", query) or any(query.rstrip(".").endswith(w) and len(w.split()) > 2 for w in kept):
         return None

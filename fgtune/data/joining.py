@@ -7,7 +7,7 @@ import random
 import re
 
 from ..format.grammar import UNSPACED
-from .examples import first_calls, first_query
+from .examples import first_calls, first_query, origin
 from .slots import is_single_turn
 from .verbatim import text_arguments
 
@@ -41,7 +41,7 @@ def combine(examples: list[dict], count: int, seed: int) -> list[dict]:
         parts = [rng.choice(firsts), rng.choice(single)]
         if most > 2 and rng.random() < THREE:
             parts.insert(0, rng.choice(firsts))
-        families = {re.split(r"\+\d+$", part["id"])[0] for part in parts}  # never copies of one example
+        families = {origin(part["id"]) for part in parts}  # never copies of one example
         called = {first_calls(part)[0].name for part in parts}
         if len(families) < len(parts) or (len(called) < len(parts) and not twice):
             continue

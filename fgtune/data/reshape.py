@@ -9,6 +9,7 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import Any
 
+from ..format.schema import key_schema
 from .examples import first_calls, first_query
 from .exchange import Pools
 from .phrases import schema_of
@@ -47,7 +48,7 @@ def resize(example: dict, reading: Reading, pools: Pools, rng: random.Random) ->
     first, *path = slots[0], *slots[0].path[:-1]
     schema = schema_of(example, slots[0].key[0])
     for name in path[1:]:
-        schema = (schema.get("properties") or {}).get(name) or {}
+        schema = key_schema(schema, name)
     held = [slot.value for slot in slots]
     if rng.random() < 0.5 and len(held) - 1 >= schema.get("minItems", 0):
         text, held = query[: first.start] + query[slots[1].start :], held[1:]

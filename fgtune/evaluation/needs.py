@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.examples import first_calls, written
+from ..data.examples import NO_CALL, first_calls, written
 from ..format.calls import Call, same_call
 from .judging import MALFORMED, Result
 from .shares import percent, wilson
 from .tables import html_table, text_table
 
-NO_CALL, ONE_CALL, SEVERAL = "no call", "one call", "several calls"
+ONE_CALL, SEVERAL = "one call", "several calls"  # kinds of requests, beside NO_CALL
 MISSING, UNASKED, CUT, OTHER = "missing", "not asked for", "cut or grown", "other value"
 FEWEST = 3  # lost cases of a part that can be told from the rest: one or two may be chance
 MANY = 10  # lost cases that ask for more examples, even where no part stands out

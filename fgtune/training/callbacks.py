@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..core import blas
+from ..core.clock import clock
 from ..core.errors import TrainError
 
 
@@ -96,12 +97,11 @@ def format_record(record: dict) -> str:
         if record["exact"] is not None:
             parts.append(f"exact match {record['exact']:.1%}")
         return " · ".join(parts + [f"{record['seconds']:.1f} s", "kept" if record["best"] else "not better"])
-    left = max(0, round(record["seconds_left"]))
     return (
         f"iter {record['iter']:4d}/{record['iters']} · loss {record['loss']:.4f} · "
         f"learning rate {record['learning_rate']:.1e} · "
         f"{record['tokens_per_second']:.0f} tokens/s · {record['seconds_per_step']:.2f} s/step · "
-        f"peak {record['peak_memory_gb']:.1f} GB · {left // 60}:{left % 60:02d} left"
+        f"peak {record['peak_memory_gb']:.1f} GB · {clock(record['seconds_left'])} left"
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ..core.clock import clock
 from ..core.errors import TrainError
 from ..data.examples import NO_CALL, all_calls, label
 from ..data.grouping import group_examples
@@ -178,9 +179,9 @@ def refit_parts(
         count = max(1, steps(len(rows)))
         left, need = end - time.monotonic(), finished.seconds(count) + seconds_to_score
         if need > left:
-            done.notes.append(f"{name}: left out, it takes about {_clock(need)} min and {_clock(left)} are left")
+            done.notes.append(f"{name}: left out, it takes about {clock(need)} min and {clock(left)} are left")
             continue
-        say(f"{name} of the examples, {len(part)} of {whole}: {count} steps, about {_clock(need)} min")
+        say(f"{name} of the examples, {len(part)} of {whole}: {count} steps, about {clock(need)} min")
         try:
             with tempfile.TemporaryDirectory(prefix="refit.", dir=folder) as place:
                 in_time = _watch(end - seconds_to_score)
@@ -198,11 +199,6 @@ def _watch(end: float) -> Callable[[dict], None]:
         now = time.monotonic()
         if record["kind"] == "train" and now + record["seconds_left"] > end:
             more = record["seconds_left"]
-            raise OutOfTime(f"it would take {_clock(more)} min more and {_clock(end - now)} are left")
+            raise OutOfTime(f"it would take {clock(more)} min more and {clock(end - now)} are left")
 
     return in_time
-
-
-def _clock(seconds: float) -> str:
-    seconds = max(0, round(seconds))
-    return f"{seconds // 60}:{seconds % 60:02d}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ...format.schema import key_schema
 from ..verbatim import is_verbatim
 
 _ONES = (
@@ -43,8 +44,7 @@ def evidence(value: Any, schema: dict, name: str, query: str) -> str | None:
     if isinstance(value, list):
         return _all([evidence(item, schema.get("items") or {}, name, query) for item in value])
     if isinstance(value, dict):
-        inner = schema.get("properties") or {}
-        return _all([evidence(item, inner.get(key) or {}, key, query) for key, item in value.items()])
+        return _all([evidence(item, key_schema(schema, key), key, query) for key, item in value.items()])
     if isinstance(value, bool):
         return "name" if _named(name, query) is value else None
     if isinstance(value, int | float):

@@ -10,6 +10,7 @@ from typing import Any
 from ...format.calls import Call, same_call
 from ...format.findings import FormatError
 from ...format.lint import lint_examples, repair_examples
+from ...format.schema import key_schema
 from ..grouping import sorted_words
 from ..readers.files import DataError
 from ..readers.original import from_original
@@ -65,9 +66,9 @@ def problem_of(written: Written, tools: Sequence[dict]) -> tuple[str, str] | Non
     if found := _CODE.search(request) or _tool_name(request, tools):
         return PROGRAM, f"{found[0]!r} is no user's word"
     for call in calls:
-        properties = _properties(tools, call.name)
+        parameters = next((tool.get("parameters") or {} for tool in tools if tool["name"] == call.name), {})
         for name, value in call.arguments.items():
-            rule = evidence(value, properties.get(name, {}), name, request)
+            rule = evidence(value, key_schema(parameters, name), name, request)
             if rule is None:
                 return UNSAID, f"{call.name}.{name} = {value!r} is not in the request"
             written.rules[f"{call.name}.{name}"] = rule
@@ -127,11 +128,6 @@ class Twins:
             sorted_words(query), self.words, scorer=fuzz.ratio, limit=count, score_cutoff=similarity, processor=None
         )
         return [self.things[place] for _, _, place in found]
-
-
-def _properties(tools: Sequence[dict], name: str) -> dict:
-    parameters = next((tool.get("parameters") or {} for tool in tools if tool["name"] == name), {})
-    return parameters.get("properties") or {}
 
 
 def _tool_name(request: str, tools: Sequence[dict]) -> re.Match | None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ...format.findings import Finding, FindingsTable
+from ...format.schema import key_schema
 from ..examples import first_calls, first_query, first_turn
 from .client import Teacher
 from .evidence import evidence
@@ -137,12 +138,12 @@ def writing_shots(task: Task, shots: Sequence[dict]) -> list[dict]:
 def _shots(known: Sequence[dict], tools: Sequence[dict]) -> list[dict]:
     """The user's own examples as a teacher is shown them: `request`, `calls` and `answer`; only such whose request says
     every argument, as is asked of the new ones."""
-    schemas = {tool["name"]: (tool.get("parameters") or {}).get("properties") or {} for tool in tools}
+    schemas = {tool["name"]: tool.get("parameters") or {} for tool in tools}
     shots = []
     for row in known:
         query, calls = first_query(row), first_calls(row)
         said = all(
-            call.name in schemas and evidence(value, schemas[call.name].get(name, {}), name, query)
+            call.name in schemas and evidence(value, key_schema(schemas[call.name], name), name, query)
             for call in calls
             for name, value in call.arguments.items()
         )
