@@ -1,8 +1,9 @@
 """Settings that follow from the training rows, each with its reason.
 
-The rules were decided by `benchmarks/examples.py`, on sets of 50 to 3,000 examples. A few examples are learned by heart
-within a few hundred row visits, and then more visits only make the model surer of what it has not understood; many
-examples need more visits, but less than in proportion.
+A few examples are learned by heart within a few hundred row visits, and then more visits only make the model surer of
+what it has not understood; many examples need more visits, but less than in proportion. The rules are first ones. For
+many rows they are what the shipped data was tuned with; for few they rest on one seed of small sets
+(docs/benchmarks.md). `benchmarks/examples.py` is what they are to be decided by.
 """
 
 from __future__ import annotations
