@@ -212,6 +212,28 @@ def test_verbatim_arguments_of_all_examples_are_found():
     assert verbatim_arguments([*rows, example("Rome2 or Rome", city="Rome", at=place)]) == {"weather.now.city": 11}
 
 
+def test_two_values_are_enough_where_all_else_is_copied():
+    """Thirty values of five arguments, all copied: an argument seen twice counts too, but not one whose schema says
+    more than text, nor one that is seen once; a single value that is not copied ends it."""
+    words = ["tea", "tea", "milk", "rice", "milk", "figs"]
+    names = ["one", "two", "three", "four", "five"]
+    texts = {"type": "object", "properties": {name: {"type": "string"} for name in [*names, "rare", "once", "day"]}}
+    texts["properties"]["day"]["format"] = "date"
+
+    def row(query, **arguments):
+        call = {"type": "function", "function": {"name": "buy", "arguments": arguments}}
+        messages = [{"role": "user", "content": query}, {"role": "assistant", "tool_calls": [call]}]
+        return {"tools": [{"name": "buy", "parameters": texts}], "messages": messages}
+
+    rows = [row(f"buy {word}", **dict.fromkeys(names, word)) for word in words[:-1]]
+    rows += [row("some figs now", rare="figs", day="now"), row("and figs now", rare="figs", once="and", day="now")]
+    few = {"rare": 2}
+    assert verbatim_arguments(rows) == {}, "28 values of free text"
+    rows += [row("buy figs", **dict.fromkeys(names, "figs"))]
+    assert set(verbatim_arguments(rows)) == {f"buy.{name}" for name in [*names, *few]}
+    assert verbatim_arguments([*rows, row("buy bread", five="loaf")]) == {}
+
+
 def test_answers_that_hold_other_words_are_refused(folder, tokenizer):
     """The example that writes what was not said, or what its tool does not know."""
 

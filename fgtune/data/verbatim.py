@@ -14,6 +14,8 @@ from .phrases import walk
 
 VERBATIM_FROM = 10  # values that must have been copied, each of them, for an argument to count as copied
 DISTINCT_FROM = 5  # values that are enough where no two are alike and the schema allows any text
+# Where every text of every argument is copied, so many in so many arguments, two values are enough for one of these.
+ALL_COPIED_FROM, ALL_ARGUMENTS_FROM, REPEATED_FROM = 30, 5, 2
 NOT_ANY_TEXT = ("enum", "const", "format", "pattern")  # what a schema may say of a text that is not copied as it is
 
 
@@ -37,8 +39,9 @@ def verbatim_arguments(examples: Iterable[dict]) -> dict[str, int]:
     """Text arguments that all `examples` copy from the request, as `tool.argument` (`.` between levels, none for the
     items of a list), with the number of values.
 
-    Fewer than ten values show it only where there are five at least, no two alike, and the schema allows any text;
-    fewer than five show nothing. Enumerated values need no copying.
+    Fewer than ten values show it only where there are five at least, no two alike, and the schema allows any text.
+    Two are enough where the examples copy all that the schema leaves open, 30 values of five arguments at least: then
+    a further argument that does not is unlikely. Enumerated values need no copying.
     """
     values: dict[str, list[str]] = defaultdict(list)
     copied: Counter = Counter()
@@ -51,9 +54,14 @@ def verbatim_arguments(examples: Iterable[dict]) -> dict[str, int]:
                 copied[key] += is_verbatim(value, first_query(example))
                 if any(word in schema for word in NOT_ANY_TEXT):
                     limited.add(key)
+    free = [key for key in values if key not in limited]
+    count = sum(len(values[key]) for key in free)
+    all_copied = count == sum(copied[key] for key in free)
+    all_copied &= count >= ALL_COPIED_FROM and len(free) >= ALL_ARGUMENTS_FROM
     out = {}
     for key, held in sorted(values.items()):
-        distinct = len(held) >= DISTINCT_FROM and len(set(held)) == len(held) and key not in limited
-        if copied[key] == len(held) and (len(held) >= VERBATIM_FROM or distinct):
+        enough = len(held) >= DISTINCT_FROM and len(set(held)) == len(held)
+        enough |= all_copied and len(held) >= REPEATED_FROM
+        if copied[key] == len(held) and (len(held) >= VERBATIM_FROM or (enough and key not in limited)):
             out[key] = len(held)
     return out
