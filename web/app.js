@@ -197,6 +197,13 @@ function loaded() {
 
 // ---------------------------------------------------------------- ask and show
 
+/** Letters of `text` in scripts that the model has no words of; none where its vocabulary is whole. */
+function untrainedLetters(text) {
+  const { scripts = [] } = state.site;
+  const known = ['Common', 'Inherited', ...scripts].map((script) => `\\p{Script=${script}}`);
+  return scripts.length ? (text.match(new RegExp(`(?![${known.join('')}])\\p{L}`, 'gu')) ?? []) : [];
+}
+
 function showStats({ stats, stopped, finished }) {
   const parts = [
     stats.ttft === null ? null : `first token after ${seconds(stats.ttft)}`,
@@ -243,6 +250,7 @@ async function ask(text) {
   $('live').textContent = 'Working.';
   const item = el('li', 'busy', el('p', 'asked', text));
   item.dataset.state = 'busy';
+  if (untrainedLetters(text).length) item.append(el('p', 'notice', `This model was trained for ${state.site.scripts.join(', ')} only: it reads other scripts letter by letter and may get them wrong.`));
   $('turns').prepend(item);
   while ($('turns').children.length > 30) $('turns').lastChild.remove();
   let raw = null;

@@ -11,11 +11,13 @@ import json
 import re
 import shutil
 import unicodedata
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import FgtuneError
 from ..core.files import write_json
@@ -23,12 +25,14 @@ from ..core.folders import rewritten_folder
 from ..data.rows import Row
 from .base_model import weights_sha256
 from .prune import last_merge, merges_of, used_merges
+from .tokenizer_files import load_tokenizer
 
 AUTO, FULL = "auto", "full"
 AUTO_FIRST = 65536  # with `auto`: of so many first entries those of the scripts that occur
 FIXED = 256  # so many first ids keep their places: control tokens, stop ids, white space
 MIN_SHARE = 0.001  # of the letters: a script below it counts as a stray; its tokens in the rows are kept all the same
 RECORD = "vocabulary.json"  # beside the weights: which entries were kept
+SCRIPTS_KEY = "vocabulary_scripts"  # of config.json, which travels with the model to the page
 COMMON = "Common"  # digits, punctuation, marks, emoji: of no script, or of many
 #: Unicode's name of a script by the first word of its characters' names, where it is not that word.
 SCRIPTS = {
@@ -54,14 +58,24 @@ class VocabularyError(FgtuneError, ValueError):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A base model in `folder` with `entries` of the `of` that it came with, in the `scripts` that were kept (none
-    named: all); `width` is the embedding's."""
+    """A base model in `folder` with its `tokenizer`: the entries `kept` (old ids by new ones) of the `of` that it came
+    with, and the `scripts` of most of them (none named: all); `width` is the embedding's."""
 
     folder: Path
-    entries: int
+    tokenizer: Any
+    kept: Sequence[int]
     of: int
     scripts: tuple[str, ...]
     width: int
+
+    @property
+    def entries(self) -> int:
+        """How many entries have a row in the embedding."""
+        return bisect_left(self.kept, self.of)
+
+    def old(self, ids: Iterable[int]) -> tuple[int, ...]:
+        """The ids that tokens had before."""
+        return tuple(self.kept[i] for i in ids)
 
     def __repr__(self) -> str:
         if self.entries == self.of:
@@ -73,19 +87,22 @@ class Vocabulary:
         )
 
 
-def keep_vocabulary(base: Path, wanted: str, rows: Sequence[Row], target: Path) -> Vocabulary:
-    """The base model with the entries that `wanted` says: all (`full`, the folder as it is), or those that the training
-    `rows` need beside the first 65,536 (`auto`) or so many; it is written to `target`. Raises VocabularyError."""
+def keep_vocabulary(base: Path, wanted: str, rows: Sequence[Row], tokenizer, target: Path) -> Vocabulary:
+    """The base model with the entries that `wanted` says: all (`full`: the folder as it is), or what the training
+    `rows` need beside the first 65,536 (`auto`) or so many. It is written to `target`.
+
+    `tokenizer` is the base's, by transformers; the rows have its ids. Raises VocabularyError, PruneError.
+    """
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     total, width = config["vocab_size"], config["hidden_size"]
     if wanted == FULL:
-        return Vocabulary(base, total, total, (), width)
-    tokenizer = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+        return Vocabulary(base, tokenizer, range(total), total, (), width)
+    data = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
     first = AUTO_FIRST if wanted == AUTO else int(wanted)
-    kept, scripts = choose_entries(tokenizer, rows, first)
-    record = {"base": weights_sha256(base), "first": first, "scripts": scripts}
-    entries = prune_vocabulary(base, tokenizer, kept, target, record)
-    return Vocabulary(target, entries, total, tuple(scripts), width)
+    kept, scripts = choose_entries(data, rows, first)
+    about = {"base": weights_sha256(base), "first": first, "scripts": scripts}
+    prune_vocabulary(base, data, kept, target, about)
+    return Vocabulary(target, load_tokenizer(target), kept, total, tuple(scripts), width)
 
 
 @cache
@@ -151,11 +168,11 @@ def choose_entries(tokenizer: dict, rows: Iterable[Row], first: int) -> tuple[li
     return sorted(kept), scripts
 
 
-def prune_vocabulary(base: Path, tokenizer: dict, kept: Sequence[int], target: Path, record: dict | None = None) -> int:
-    """Write the model of `base` with the entries `kept` (old ids, sorted) to `target`; returns how many have weights.
+def prune_vocabulary(base: Path, tokenizer: dict, kept: Sequence[int], target: Path, about: dict) -> None:
+    """Write the model of `base` with the entries `kept` (sorted ids) to `target`; new ids are the places in `kept`.
 
-    New ids are the places in `kept`. `tokenizer` is the parsed `tokenizer.json` of `base`. `vocabulary.json` beside the
-    weights holds `kept` and `record`. What stood in `target` is replaced whole. Raises VocabularyError.
+    `tokenizer` is the parsed `tokenizer.json` of `base`. `vocabulary.json` beside the weights holds `kept` and what is
+    in `about`; its `scripts` stand in config.json too. What was in `target` is replaced whole. Raises VocabularyError.
     """
     place = {old: new for new, old in enumerate(kept)}
     if list(kept) != sorted(place) or any(place.get(i) != i for i in range(min(FIXED, len(kept)))):
@@ -171,10 +188,9 @@ def prune_vocabulary(base: Path, tokenizer: dict, kept: Sequence[int], target: P
         for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
             if (folder / name).exists():
                 values = json.loads((folder / name).read_text(encoding="utf-8"))
-                write_json(folder / name, _renumbered(values, place, entries))
-        text = json.dumps({**(record or {}), "entries": entries, "kept": list(kept)}, ensure_ascii=False)
-        (folder / RECORD).write_text(text + "\n", encoding="utf-8")
-    return entries
+                write_json(folder / name, _renumbered(values, place, entries, about["scripts"]))
+        record = json.dumps({**about, "entries": entries, "of": len(tokenizer["model"]["vocab"]), "kept": list(kept)})
+        (folder / RECORD).write_text(record + "\n", encoding="utf-8")
 
 
 def pruned_tokenizer(tokenizer: dict, place: dict[int, int]) -> dict:
@@ -212,11 +228,11 @@ def _write_weights(base: Path, kept: Sequence[int], path: Path) -> int:
     return len(rows)
 
 
-def _renumbered(config: dict, place: dict[int, int], entries: int) -> dict:
+def _renumbered(config: dict, place: dict[int, int], entries: int, scripts: Sequence[str]) -> dict:
     """A config with the new size and the new ids of the tokens that it names; dropped tokens are left out."""
     out = dict(config)
     if "vocab_size" in out:
-        out["vocab_size"] = entries
+        out |= {"vocab_size": entries, SCRIPTS_KEY: list(scripts)}
     for key, value in config.items():
         if key.endswith(("_token_id", "_token_index")) and isinstance(value, int | list):
             ids = [place[i] for i in (value if isinstance(value, list) else [value]) if i in place]
