@@ -1,6 +1,7 @@
 /** The page: looks, loads, asks, shows. Everything from the model or a tool is put in as text, never as markup. */
 import { deleteCache, deviceName, inspect, loadModel } from './index.js';
 import { functions } from './functions.js';
+import { otherScripts } from './scripts.js';
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
@@ -197,13 +198,6 @@ function loaded() {
 
 // ---------------------------------------------------------------- ask and show
 
-/** Letters of `text` in scripts that the model has no words of; none where its vocabulary is whole. */
-function untrainedLetters(text) {
-  const { scripts = [] } = state.site;
-  const known = ['Common', 'Inherited', ...scripts].map((script) => `\\p{Script=${script}}`);
-  return scripts.length ? (text.match(new RegExp(`(?![${known.join('')}])\\p{L}`, 'gu')) ?? []) : [];
-}
-
 function showStats({ stats, stopped, finished }) {
   const parts = [
     stats.ttft === null ? null : `first token after ${seconds(stats.ttft)}`,
@@ -250,7 +244,7 @@ async function ask(text) {
   $('live').textContent = 'Working.';
   const item = el('li', 'busy', el('p', 'asked', text));
   item.dataset.state = 'busy';
-  if (untrainedLetters(text).length) item.append(el('p', 'notice', `This model was trained for ${state.site.scripts.join(', ')} only: it reads other scripts letter by letter and may get them wrong.`));
+  if (otherScripts(text, state.site.scripts).length) item.append(el('p', 'notice', `This model was trained for the scripts ${state.site.scripts.join(', ')} only and may get others wrong.`));
   $('turns').prepend(item);
   while ($('turns').children.length > 30) $('turns').lastChild.remove();
   let raw = null;

@@ -83,7 +83,7 @@ class Vocabulary:
         before, after = (2 * count * self.width / 1e6 for count in (self.of, self.entries))
         return (
             f"{self.entries:,} of {self.of:,} entries are kept; scripts: {', '.join(self.scripts)}\n"
-            f"the embedding has {after:,.0f} MB in 16 bits instead of {before:,.0f}"
+            f"the embedding has {after:,.1f} MB in 16 bits instead of {before:,.1f}"
         )
 
 
