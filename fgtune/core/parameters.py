@@ -39,8 +39,8 @@ class Param:
         papermill hands `-p dry true` over as a string and YAML reads `1e-4` as one, so strings are converted.
         """
         kind = type(self.default)
-        if self.choices and self.low is not None and value not in self.choices:
-            return str(self._number(name, value))
+        if self.choices and self.low is not None:
+            return value if value in self.choices else str(self._number(name, value))
         try:
             value = _converted(value, kind)
         except (ValueError, KeyError, TypeError, OverflowError):

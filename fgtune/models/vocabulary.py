@@ -31,6 +31,7 @@ AUTO, FULL = "auto", "full"
 AUTO_FIRST = 65536  # with `auto`: of so many first entries those of the scripts that occur
 FIXED = 256  # so many first ids keep their places: control tokens, stop ids, white space
 MIN_SHARE = 0.001  # of the letters: a script below it counts as a stray; its tokens in the rows are kept all the same
+EMBEDDING = "model.embed_tokens.weight"
 RECORD = "vocabulary.json"  # beside the weights: which entries were kept
 SCRIPTS_KEY = "vocabulary_scripts"  # of config.json, which travels with the model to the page
 COMMON = "Common"  # digits, punctuation, marks, emoji: of no script, or of many
@@ -214,16 +215,16 @@ def _write_weights(base: Path, kept: Sequence[int], path: Path) -> int:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    weights, rows = {}, 0
+    weights = {}
     for file in sorted(base.glob("model*.safetensors")):
         with safe_open(file, "pt") as source:
             weights |= {name: source.get_tensor(name) for name in source.keys()}
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+    if EMBEDDING not in weights:
+        raise VocabularyError(f"{base} holds no {EMBEDDING}: it is no gemma3_text model")
+    rows = torch.tensor([i for i in kept if i < len(weights[EMBEDDING])])
+    for name in (EMBEDDING, "lm_head.weight"):
         if name in weights:
-            rows = torch.tensor([i for i in kept if i < len(weights[name])])
             weights[name] = weights[name][rows]
-    if not len(rows):
-        raise VocabularyError(f"{base} holds no model.embed_tokens.weight: not a model of this workbook")
     save_file(weights, path, metadata={"format": "pt"})
     return len(rows)
 
