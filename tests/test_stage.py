@@ -54,6 +54,26 @@ def test_finish_moves_the_folder_into_place_with_its_hashes(tmp_path, capsys):
     assert "base_model" in capsys.readouterr().out
 
 
+def test_the_base_model_is_the_one_whose_vocabulary_was_kept(tmp_path):
+    cached = tmp_path / "cache"
+    cached.mkdir()
+    (cached / "config.json").write_text("{}")
+    finished(tmp_path, path=str(cached))
+    run = start_stage("01_data", values("01_data", tmp_path))
+    run.finish()
+    assert run.base() == start_stage("02_train", values("02_train", tmp_path)).base() == cached
+    run = start_stage("01_data", values("01_data", tmp_path, vocabulary="auto"))
+    run.file("base/config.json").write_text("{}")
+    assert run.base() == cached, "01 itself starts from all entries"
+    run.finish()
+    later = start_stage("02_train", values("02_train", tmp_path))
+    assert later.base() == later.folder("00_setup") == tmp_path / "01_data" / "base"
+    start_stage("01_data", values("01_data", tmp_path)).finish()
+    (cached / "config.json").unlink()
+    with pytest.raises(StageError, match="the base model is no longer at"):
+        start_stage("02_train", values("02_train", tmp_path)).base()
+
+
 def test_a_killed_stage_leaves_the_previous_result_whole(tmp_path):
     finished(tmp_path)
     run = start_stage("00_setup", values("00_setup", tmp_path))

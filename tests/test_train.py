@@ -330,6 +330,8 @@ def test_a_sampled_softmax_trains_and_validates_exactly(tiny, monkeypatch):
         make_engine(model, TrainConfig(softmax="sampled", engine="mlx"), rows)
     with pytest.raises(TrainError, match="softmax"):
         TrainConfig(softmax="none")
+    assert [choose_softmax(model, w) for w in ("auto", "exact", "sampled")] == ["exact", "exact", "sampled"]
+    monkeypatch.setattr("fgtune.training.choose.SMALL_VOCABULARY", 2047)
     assert [choose_softmax(model, w) for w in ("auto", "exact", "sampled")] == ["sampled", "exact", "sampled"]
 
 

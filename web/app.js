@@ -1,6 +1,7 @@
 /** The page: looks, loads, asks, shows. Everything from the model or a tool is put in as text, never as markup. */
 import { deleteCache, deviceName, inspect, loadModel } from './index.js';
 import { functions } from './functions.js';
+import { otherScripts } from './scripts.js';
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
@@ -243,6 +244,7 @@ async function ask(text) {
   $('live').textContent = 'Working.';
   const item = el('li', 'busy', el('p', 'asked', text));
   item.dataset.state = 'busy';
+  if (otherScripts(text, state.site.scripts).length) item.append(el('p', 'notice', `This model was trained for the scripts ${state.site.scripts.join(', ')} only and may get others wrong.`));
   $('turns').prepend(item);
   while ($('turns').children.length > 30) $('turns').lastChild.remove();
   let raw = null;

@@ -24,7 +24,8 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Param:
-    """A parameter: `default` (its type is the parameter's type), `help`, and a range or a set of `choices`."""
+    """A parameter: `default` (its type is the parameter's type), `help`, and a range or a set of `choices`. A text with
+    both is one of the choices, or a whole number in the range, as text."""
 
     default: Any
     help: str
@@ -38,6 +39,8 @@ class Param:
         papermill hands `-p dry true` over as a string and YAML reads `1e-4` as one, so strings are converted.
         """
         kind = type(self.default)
+        if self.choices and self.low is not None:
+            return value if value in self.choices else str(self._number(name, value))
         try:
             value = _converted(value, kind)
         except (ValueError, KeyError, TypeError, OverflowError):
@@ -47,6 +50,18 @@ class Param:
         if self.choices and value not in self.choices:
             raise ParameterError(f"{name} = {value!r} is none of {', '.join(self.choices)}{hint(value, self.choices)}")
         return value
+
+    def _number(self, name: str, value: Any) -> int:
+        """The number that stands in the place of a choice. Raises ParameterError."""
+        try:
+            number = _converted(value, int)
+        except (ValueError, TypeError, OverflowError):
+            number = None
+        if number is None or not self.low <= number <= self.high:
+            near = hint(str(value), self.choices)
+            choices = f"{', '.join(self.choices)} or a number from {self.low} to {self.high}"
+            raise ParameterError(f"{name} = {value!r} is none of {choices}{near}")
+        return number
 
 
 def _converted(value: Any, kind: type) -> Any:

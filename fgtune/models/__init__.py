@@ -12,5 +12,6 @@ __getattr__, __dir__, __all__ = attach(
         "gemma3": ["Gemma3Config", "LayerOperations", "decoder_layer"],
         "prune": ["PruneError", "prune_unused_merges"],
         "tokenizer_files": ["load_tokenizer"],
+        "vocabulary": ["Vocabulary", "VocabularyError", "choose_entries", "keep_vocabulary", "prune_vocabulary"],
     },
 )

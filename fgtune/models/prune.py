@@ -39,18 +39,23 @@ def prune_unused_merges(source: str | Path, target: str | Path | None = None) ->
     target = Path(target) if target is not None else source
     text = source.read_bytes()
     tokenizer = json.loads(text)
-    model = tokenizer.get("model") or {}
-    if model.get("type") != "BPE":
-        raise PruneError(f"{source} is a {model.get('type')} tokenizer, not BPE")
-    if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise PruneError(f"{source} uses dropout, a prefix or a suffix for pieces")
-    merges = [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+    merges, model = merges_of(tokenizer, source), tokenizer["model"]
     kept = used_merges(merges, set(model["vocab"]))
     spaceless = all(" " not in left and " " not in right for left, right in kept)
     model["merges"] = [f"{left} {right}" for left, right in kept] if spaceless else [list(pair) for pair in kept]
     pruned = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode()
     target.write_bytes(pruned)
     return PruneReport(len(text), len(pruned), len(merges), len(kept))
+
+
+def merges_of(tokenizer: dict, source: str | Path) -> list[tuple[str, str]]:
+    """The merges of a parsed `tokenizer.json`; `source` names it in messages. Raises PruneError."""
+    model = tokenizer.get("model") or {}
+    if model.get("type") != "BPE":
+        raise PruneError(f"{source} is a {model.get('type')} tokenizer, not BPE")
+    if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise PruneError(f"{source} uses dropout, a prefix or a suffix for pieces")
+    return [tuple(pair.split(" ", 1)) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
 
 
 def used_merges(merges: list[tuple[str, str]], vocabulary: set[str]) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from ..core.files import write_json
 from ..core.folders import replace_folder
 from ..data.developer_turn import DeveloperTurn
 from ..export.layout import VARIANTS, model_file
-from .manifest import READ_BY_PAGE, SITE_FORMAT, file_entries, file_entry, shell_paths, variant_entry
+from .manifest import READ_BY_PAGE, SITE_FORMAT, file_entries, file_entry, shell_paths, trained_scripts, variant_entry
 from .model_files import copy_model_files, copy_variant
 from .pieces import piece_size, split_files
 from .prompt_cache import precompute_prompt_cache
@@ -136,6 +136,7 @@ def _fill(work: Path, model_dir: Path, names: list[str], prefix: bool, about: di
         "format": SITE_FORMAT,
         "hash": hashlib.sha256(json.dumps([model, *said]).encode()).hexdigest(),
         **about,
+        "scripts": trained_scripts(work / "model"),
         "model": "model",
         "runtime": runtime,
         "variants": {name: variant_entry(name, weights[name], prefixes[name], entries) for name in names},

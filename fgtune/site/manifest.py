@@ -9,6 +9,7 @@ from pathlib import Path
 from ..core.errors import DeployError
 from ..export.dequantized import SESSION
 from ..export.layout import VARIANTS, loading, model_file
+from ..models.vocabulary import SCRIPTS_KEY
 
 SITE_FORMAT = 3  # of site.json; the same number stands in web/store.js
 PART = 4 * 1024 * 1024  # bytes per checked part of a download; the same number stands in web/store.js
@@ -47,6 +48,11 @@ def file_entries(folder: Path) -> dict[str, dict]:
 def shell_paths(folder: Path) -> list[str]:
     """The files that the service worker keeps: all that the page reads and does not download in parts."""
     return [path for path in _paths(folder) if not _downloaded(path)]
+
+
+def trained_scripts(model: Path) -> list[str]:
+    """Unicode's names of the scripts whose entries the vocabulary kept; none where it is whole."""
+    return json.loads((model / "config.json").read_text(encoding="utf-8")).get(SCRIPTS_KEY, [])
 
 
 def variant_entry(name: str, weights: list[str], prefix: dict | None, entries: dict) -> dict:

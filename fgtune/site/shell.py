@@ -10,8 +10,8 @@ from ..core.project import project_root
 from ..runtimes.node import find_package
 
 SHELL = ("app.js", "calculator.js", "calls.js", "device.js", "disk.js", "engine.js", "functions.js",
-         "grammar.js", "icon.svg", "index.html", "index.js", "schema.js", "store.js", "style.css", "turn.js",
-         "worker.js")  # fmt: skip
+         "grammar.js", "icon.svg", "index.html", "index.js", "schema.js", "scripts.js", "store.js", "style.css",
+         "turn.js", "worker.js")  # fmt: skip
 RUNTIME = {"wasm": "ort-wasm-simd-threaded", "webgpu": "ort-wasm-simd-threaded.asyncify"}
 
 

@@ -192,6 +192,24 @@ const scenarios = {
     });
   },
 
+  /** A vocabulary without some scripts: a question in one of them is answered, and the page says what it was trained for. */
+  async other_scripts() {
+    return fresh({ serviceWorkers: 'block' }, async ({ context, page, job: here }) => {
+      await context.route('**/site.json', async (route) => {
+        const response = await route.fetch();
+        await route.fulfill({ response, json: { ...(await response.json()), scripts: ['Latin', 'Hangul'] } });
+      });
+      await visit(page, here);
+      await start(page);
+      await tick(page, 'tools-on', false);
+      const notice = page.locator('#turns > li:first-child p.notice:not(.bad)');
+      await ask(page, 'Погода в Париже? 20 °C');
+      assert.match(await notice.innerText(), /^This model was trained for the scripts Latin, Hangul only/);
+      await ask(page, 'Wetter in Zürich 🙂 25도');
+      assert.equal(await notice.count(), 0);
+    });
+  },
+
   /** A site that another version built: one line says what to do. */
   async other_format() {
     return fresh({ serviceWorkers: 'block' }, async ({ context, page, job: here }) => {
