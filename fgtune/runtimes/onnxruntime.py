@@ -150,10 +150,9 @@ class OrtGenerator:
         answers = _Answers(len(rows), self.stop_ids, self.max_tokens, constraints)
         if self.max_tokens > 0 and self.drafts and len(rows) == 1:
             held = past[0].shape()[2]
-            state = (
-                self.model.stack(past, 1, len(rows[0]) - held + self.max_tokens) if self.model.right_padded else past
-            )
-            self._speculate(state, held, rows[0], 0, answers)
+            if self.model.right_padded:
+                past = self.model.stack(past, 1, len(rows[0]) - held + self.max_tokens)
+            self._speculate(past, held, rows[0], 0, answers)
         elif self.max_tokens > 0:
             logits, state = self._prefill(rows, past)
             tokens = [answers.extend(i, scores) for i, scores in enumerate(logits)]
