@@ -59,9 +59,7 @@ class Bench:
         self.generator = OrtGenerator(options.onnx, options.variant, options.max_tokens, threads=options.threads)
         begin = time.perf_counter()
         table = NgramTable.of_rows(load_rows(options.data, "train", load_tokenizer(options.onnx)))
-        print(
-            f"n-gram table of the training answers: {len(table)} entries, {time.perf_counter() - begin:.1f} s with reading"
-        )
+        print(f"n-gram table: {len(table)} entries, {time.perf_counter() - begin:.1f} s with reading the rows")
         ways = {
             "plain": (1, None, False),
             "jump-forward": (1, Drafts(lookup=False), False),
