@@ -128,12 +128,17 @@ def test_max_tokens_bounds_answers_and_drafts(folder, count):
     assert all(0 < asked < count for asked in garbage.asked)
 
 
-def test_a_stop_token_ends_the_answer_within_a_draft(folder):
+def test_a_stop_token_ends_the_answer_within_a_draft(folder, passes):
     whole, _ = answers(folder)
     stops = [whole[0][3]]
     expected = answers(folder, stop_ids=stops)
     assert expected[1][0] and len(expected[0][0]) <= 3
+    passes.clear()
     assert answers(folder, known(folder, whole), stop_ids=stops, batch_size=1) == expected
+    encode, shared = OrtGenerator(folder).encode, passes[0][1]
+    lengths = [len(encode(prompt)) - shared + len(ids) for prompt, ids in zip(PROMPTS, expected[0])]
+    lengths = [length - (not ended) for length, ended in zip(lengths, expected[1])]  # the last of max_tokens is not run
+    assert [count for _, count in passes[1:]] == lengths, "one pass an answer, and nothing from the stop token on"
 
 
 def test_drafts_stay_within_the_positions_of_the_export(folder):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +201,8 @@ class OrtGenerator:
             if self.model.positions:
                 room = min(room, self.model.positions - len(ids))
             constraint = answers.constraints[i] if answers.constraints else None
-            draft = list(self.drafts.propose(ids, room, constraint))[:room] if room > 0 else []
+            draft = self.drafts.propose(ids, room, constraint)[:room] if room > 0 else []
+            draft = list(takewhile(lambda token: token not in self.stop_ids, draft))  # nothing comes behind one
             logits, state = self.model.run(np.array([ids[held:] + draft]), state, [held], keep=len(draft) + 1)
             for guess, scores in zip([*draft, None], logits[0]):
                 if answers.extend(i, scores) != guess or not answers.is_open(i):
