@@ -93,9 +93,11 @@ class Bench:
         self.generator.generate_ids([case.prompt for case in self.cases])
         self.generator.max_tokens = self.options.max_tokens
         found = {way: [] for way in self.ways}
-        for _ in range(self.options.rounds):
+        for number in range(self.options.rounds):
             for way in self.ways:
                 found[way].append(self.measure(way))
+                took = found[way][-1]
+                print(f"round {number + 1}  {way:<13} {took['seconds']:.2f} s, cpu {took['cpu']:.2f} s", flush=True)
         reference, rows = next(iter(found.values()))[0]["ids"], []
         for way, rounds in found.items():
             last, count = rounds[-1], len(self.cases)
