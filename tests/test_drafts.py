@@ -119,6 +119,16 @@ def test_a_row_left_of_a_batch_goes_on_with_drafts(folder, passes):
         assert drafts.asked and any(batch == 1 and count > 1 for batch, count in passes[-3:])
 
 
+def test_a_graph_that_takes_its_whole_past_gets_one_without_what_was_guessed_wrong(folder, passes):
+    """As other exporters' graphs do: the past is cut back after each pass."""
+    expected, _ = answers(folder)
+    generator = OrtGenerator(folder, max_tokens=24, batch_size=1, drafts=known(folder, expected, 3))
+    generator.model.right_padded = False
+    passes.clear()
+    assert generator.generate_ids(PROMPTS) == expected
+    assert len(passes) < 24 * len(PROMPTS) / 2
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
 def test_max_tokens_bounds_answers_and_drafts(folder, count):
     expected = answers(folder, stop_ids=[], max_tokens=count)
