@@ -139,10 +139,6 @@ class OrtModel:
         """Some rows of a past that `stack` made, in the same memory: valid while that past is."""
         return [self.ort_value(value.numpy()[rows]) for value in past]
 
-    def first(self, past: list, count: int) -> list:
-        """The first `count` tokens of a past, copied."""
-        return [self.ort_value(value.numpy()[:, :, :count]) for value in past]
-
     def compact(self, past: list, alive: Sequence[int], lengths: Sequence[int]) -> tuple[list, list[int]]:
         """The rows `alive` of a past that `stack` made, moved to its front, and their order there."""
         order = list(range(len(alive)))

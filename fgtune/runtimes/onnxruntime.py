@@ -61,7 +61,7 @@ class OrtGenerator:
         self.stop_ids = frozenset([stop_ids] if isinstance(stop_ids, int) else stop_ids)
         self.variant, self.max_tokens = variant, max_tokens
         self.batch_size = batch_size if self.model.right_padded else 1
-        self.drafts = drafts
+        self.drafts = drafts if self.model.right_padded else None  # others take the whole past for their tokens
         self.ids: list[list[int]] = []  # of the last call
         self.finished: list[bool] = []  # of the last call: did each answer come to a stop token
         self._prefix: tuple[tuple[int, ...], list] = ((), self.model.empty())
@@ -150,9 +150,8 @@ class OrtGenerator:
         answers = _Answers(len(rows), self.stop_ids, self.max_tokens, constraints)
         if self.max_tokens > 0 and self.drafts and len(rows) == 1:
             held = past[0].shape()[2]
-            if self.model.right_padded:
-                past = self.model.stack(past, 1, len(rows[0]) - held + self.max_tokens)
-            self._speculate(past, held, rows[0], 0, answers)
+            state = self.model.stack(past, 1, len(rows[0]) - held + self.max_tokens)
+            self._speculate(state, held, rows[0], 0, answers)
         elif self.max_tokens > 0:
             logits, state = self._prefill(rows, past)
             tokens = [answers.extend(i, scores) for i, scores in enumerate(logits)]
@@ -208,8 +207,6 @@ class OrtGenerator:
                 if answers.extend(i, scores) != guess or not answers.is_open(i):
                     break
             held = len(row) + len(answers.ids[i]) - 1  # what was run behind the last token but one was not chosen
-            if not self.model.right_padded:
-                state = self.model.first(state, held)
 
 
 class _Answers:
