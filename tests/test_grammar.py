@@ -103,6 +103,30 @@ def test_random_scores_give_valid_answers(rules, tokenizer, text):
     assert seen == set(BY_NAME) and whole >= 30
 
 
+def test_a_choice_is_the_likeliest_of_the_mask(rules):
+    """A token that fits is one of the mask, so the likeliest of all may be tried before a mask is made.
+
+    One of the mask fits, but for <eos>: llguidance takes it in `accept` alone, where a mask is made first.
+    """
+    rng, kinds = np.random.default_rng(5), set()
+    constraint = rules.constraint(TOOLS, "<bos>x<end_of_turn>\n<start_of_turn>user\nrain in Oslo<end_of_turn>\n")
+    constraint.verbatim = ["weather.now.city"]
+    for answer in range(4):
+        constraint.start()
+        for step in range(30):
+            mask = constraint.allowed()
+            fits = np.array([constraint.lookahead().accept(token) for token in range(rules.vocab_size)])
+            assert set(np.flatnonzero(mask != fits)) <= {TOKEN_IDS["eos"]} and not (fits & ~mask).any()
+            scores = rng.integers(0, 40, rules.vocab_size).astype(np.float32)  # many ties: the first counts
+            scores[48] += 100 * (answer % 2 and not step)
+            expected = int(np.where(mask, scores, -np.inf).argmax())
+            kinds.add(bool(mask[scores.argmax()]))
+            assert constraint.choose(scores) == expected
+            if expected in (1, 50, 106):
+                break
+    assert kinds == {True, False}
+
+
 def test_the_gold_calls_of_the_examples_are_allowed(rules, tokenizer):
     tools, rows = (
         json.loads((project_root() / "examples" / name / "everyday.json").read_text(encoding="utf-8"))

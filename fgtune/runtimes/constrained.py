@@ -87,10 +87,26 @@ class Constraint:
         return fits
 
     def choose(self, scores: np.ndarray) -> int:
-        """The likeliest token that is allowed, by `scores` [vocab_size]; goes on by it."""
-        token = int(np.where(self.allowed(), scores, -np.inf).argmax())
-        self.advance(token)
+        """The likeliest token that is allowed, by `scores` [vocab_size]; goes on by it.
+
+        Mostly the likeliest of all is allowed: it is tried first, and the mask is made only where it does not fit.
+        """
+        begin = time.perf_counter()
+        token = int(scores.argmax())
+        fits = self.matcher.try_consume_tokens([token]) == 1
+        self.seconds += time.perf_counter() - begin
+        self.steps += fits
+        if not fits:
+            allowed = np.flatnonzero(self.allowed())
+            if not len(allowed):
+                raise GrammarError("the grammar allows no token")
+            token = int(allowed[scores[allowed].argmax()])
+            self.advance(token)
         return token
+
+    def lookahead(self) -> Lookahead:
+        """A copy to try tokens on, which leaves this constraint where it is."""
+        return Lookahead(self.matcher.deep_copy())
 
     def advance(self, token: int) -> None:
         """Go on by a token that is allowed. Raises GrammarError for another."""
@@ -101,3 +117,24 @@ class Constraint:
     def ms_per_token(self) -> float:
         """What the grammar cost since `start`, in milliseconds a token of the answer."""
         return 1000 * self.seconds / max(self.steps, 1)
+
+
+class Lookahead:
+    """A constraint's copy that drafts run ahead with, and then drop.
+
+    A copy rather than a rollback of the constraint itself: a matcher that has once met an error stays there, and
+    llguidance 1.9 meets one when it is asked for forced bytes where its mask held a lone control token. A copy takes
+    0.01 ms.
+    """
+
+    def __init__(self, matcher):
+        self.matcher = matcher
+
+    def accept(self, token: int) -> bool:
+        """Go on by one token; False, and nothing done, when it does not fit."""
+        return self.matcher.try_consume_tokens([int(token)]) == 1
+
+    def forced(self) -> list[int]:
+        """Tokens that spell the bytes that must come next (others may spell them too); none where there is a choice."""
+        # the bytes are found by the first call; the second alone gives none where a grammar forbids forcing
+        return self.matcher.compute_ff_tokens() if self.matcher.compute_ff_bytes() else []

@@ -3,13 +3,18 @@
 The prompts of a batch are prefilled one by one and then decoded together. GroupQueryAttention takes the length of each
 row from the attention mask and reads only that much of the past, so rows of different lengths are padded on the right
 and the answers are those of each prompt alone.
+
+With drafts (drafts.py), a row that decodes alone runs several guessed tokens in one pass and keeps those that it would
+have chosen (speculative decoding); the past behind the others is written over. Rows of a batch decode one token a pass:
+GroupQueryAttention on the CPU takes more than one behind a past for a single row only, and a batch reads the weights
+once for all rows as it is.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +25,15 @@ from ..engines.ort import OrtError, OrtModel
 from ..export.dequantized import SESSION
 from ..export.layout import model_file
 from .constrained import Constraint
+from .drafts import DraftSource
 
 
 class OrtGenerator:
     """Greedy generation over a folder that `export_onnx` and `quantize` wrote. Raises OrtError.
 
     `dequantized` takes the second graph over the variant's weights that a deployed site has (`write_dequantized`).
+    `drafts` save passes where a prompt is answered alone (`batch_size` 1). The answers are the same but for rounding: a
+    pass of several tokens adds in another order than one of a single token, as between two engines (near_ties.py).
     """
 
     def __init__(
@@ -37,6 +45,7 @@ class OrtGenerator:
         threads: int | None = None,
         batch_size: int = 8,
         dequantized: bool = False,
+        drafts: DraftSource | None = None,
     ):
         from tokenizers import Tokenizer
 
@@ -52,6 +61,7 @@ class OrtGenerator:
         self.stop_ids = frozenset([stop_ids] if isinstance(stop_ids, int) else stop_ids)
         self.variant, self.max_tokens = variant, max_tokens
         self.batch_size = batch_size if self.model.right_padded else 1
+        self.drafts = drafts if self.model.right_padded else None  # others take the whole past for their tokens
         self.ids: list[list[int]] = []  # of the last call
         self.finished: list[bool] = []  # of the last call: did each answer come to a stop token
         self._prefix: tuple[tuple[int, ...], list] = ((), self.model.empty())
@@ -138,10 +148,14 @@ class OrtGenerator:
     ) -> tuple[list[list[int]], list[bool]]:
         """New ids of each row of a batch, and whether it came to a stop token; `past` holds the shared prefix."""
         answers = _Answers(len(rows), self.stop_ids, self.max_tokens, constraints)
-        if self.max_tokens > 0:
+        if self.max_tokens > 0 and self.drafts and len(rows) == 1:
+            held = past[0].shape()[2]
+            state = self.model.stack(past, 1, len(rows[0]) - held + self.max_tokens)
+            self._speculate(state, held, rows[0], 0, answers)
+        elif self.max_tokens > 0:
             logits, state = self._prefill(rows, past)
             tokens = [answers.extend(i, scores) for i, scores in enumerate(logits)]
-            self._decode(state, list(map(len, rows)), tokens, answers)
+            self._decode(state, rows, tokens, answers)
         return answers.ids, answers.finished
 
     def _prefill(self, rows: list[list[int]], past: list) -> tuple[list[np.ndarray], list]:
@@ -162,19 +176,37 @@ class OrtGenerator:
             found.append(logits.reshape(-1))
         return found, state
 
-    def _decode(self, state: list, lengths: list[int], tokens: list[int], answers: _Answers) -> None:
+    def _decode(self, state: list, rows: list[list[int]], tokens: list[int], answers: _Answers) -> None:
         """Extend the answers of a batch by one token a step; rows whose answer is complete leave the batch.
 
-        `lengths` are the tokens that `state` holds of each row, `tokens` the last token of each answer.
+        `state` holds `rows`, `tokens` are the first of each answer.
         """
-        active = list(range(len(lengths)))
+        active, lengths = list(range(len(rows))), list(map(len, rows))
         while alive := [k for k, i in enumerate(active) if answers.is_open(i)]:
             if len(alive) < len(active):
                 state, order = self.model.compact(state, alive, lengths)
                 active, tokens, lengths = ([items[k] for k in order] for items in (active, tokens, lengths))
+            if self.drafts and len(active) == 1:
+                return self._speculate(state, lengths[0], rows[active[0]], active[0], answers)
             logits, state = self.model.run(np.array(tokens)[:, None], state, lengths)
             lengths = [length + 1 for length in lengths]
             tokens = [answers.extend(i, scores) for i, scores in zip(active, logits[:, -1])]
+
+    def _speculate(self, state: list, held: int, row: list[int], i: int, answers: _Answers) -> None:
+        """Complete answer `i` to the prompt `row` with drafts; `state` holds the first `held` tokens of both."""
+        while answers.is_open(i):
+            ids = row + answers.ids[i]
+            room = self.max_tokens - len(answers.ids[i]) - 1
+            if self.model.positions:
+                room = min(room, self.model.positions - len(ids))
+            constraint = answers.constraints[i] if answers.constraints else None
+            draft = self.drafts.propose(ids, room, constraint)[:room] if room > 0 else []
+            draft = list(takewhile(lambda token: token not in self.stop_ids, draft))  # nothing comes behind one
+            logits, state = self.model.run(np.array([ids[held:] + draft]), state, [held], keep=len(draft) + 1)
+            for guess, scores in zip([*draft, None], logits[0]):
+                if answers.extend(i, scores) != guess or not answers.is_open(i):
+                    break
+            held = len(row) + len(answers.ids[i]) - 1  # what was run behind the last token but one was not chosen
 
 
 class _Answers:
