@@ -8,7 +8,7 @@ and the answers are those of each prompt alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class OrtGenerator:
     """Greedy generation over a folder that `export_onnx` and `quantize` wrote. Raises OrtError.
 
     `dequantized` takes the second graph over the variant's weights that a deployed site has (`write_dequantized`).
+    `tokenizer_file` is another `tokenizer.json` of the same tokens, say one without unused merges.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class OrtGenerator:
         threads: int | None = None,
         batch_size: int = 8,
         dequantized: bool = False,
+        tokenizer_file: str | Path | None = None,
     ):
         from tokenizers import Tokenizer
 
@@ -46,7 +48,7 @@ class OrtGenerator:
         except ExportError as error:
             raise OrtError(str(error)) from None
         self.model = OrtModel(path, threads, settings=SESSION if dequantized else None)
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer = Tokenizer.from_file(str(tokenizer_file or folder / "tokenizer.json"))
         if stop_ids is None:
             stop_ids = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
         self.stop_ids = frozenset([stop_ids] if isinstance(stop_ids, int) else stop_ids)
@@ -66,6 +68,11 @@ class OrtGenerator:
         if any(name not in arrays or arrays[name].shape != shape for name in self.model.past_names):
             raise OrtError(f"the prompt cache does not hold {len(ids)} tokens of this model")
         past = [self.model.ort_value(arrays[name].astype(self.model.past_dtype)) for name in self.model.past_names]
+        self._prefix, self._given = (tuple(ids), past), True
+
+    def run_prompt_cache(self, ids: Sequence[int]) -> None:
+        """The same where no keys and values are stored: runs `ids` once."""
+        _, past = self.model.run(np.array([list(ids)]), self.model.empty())
         self._prefix, self._given = (tuple(ids), past), True
 
     def encode(self, prompt: str) -> list[int]:
@@ -91,6 +98,15 @@ class OrtGenerator:
             self.ids += answers
             self.finished += ended
         return self.ids
+
+    def stream_ids(self, prompt: str, constraint: Constraint | None = None) -> Iterator[int]:
+        """The token ids of one answer as they are chosen, without the stop id; `ids` and `finished` hold it then."""
+        rows = self._encode_all([prompt])
+        answers = _Answers(1, self.stop_ids, self.max_tokens, [constraint] if constraint else None)
+        self.ids, self.finished, told = answers.ids, answers.finished, 0
+        for _ in self._steps(rows, self._shared_past(rows), answers):
+            yield from answers.ids[0][told:]
+            told = len(answers.ids[0])
 
     def logits(self, ids: Sequence[int], start: int = 0, cached: bool = False) -> np.ndarray:
         """Logits after each of `ids[start:]`, float32 [len(ids) - start, vocab].
@@ -138,11 +154,17 @@ class OrtGenerator:
     ) -> tuple[list[list[int]], list[bool]]:
         """New ids of each row of a batch, and whether it came to a stop token; `past` holds the shared prefix."""
         answers = _Answers(len(rows), self.stop_ids, self.max_tokens, constraints)
+        for _ in self._steps(rows, past, answers):
+            pass
+        return answers.ids, answers.finished
+
+    def _steps(self, rows: list[list[int]], past: list, answers: _Answers) -> Iterator[None]:
+        """Fill `answers` with those to a batch of rows; each step extends every open answer by one token."""
         if self.max_tokens > 0:
             logits, state = self._prefill(rows, past)
             tokens = [answers.extend(i, scores) for i, scores in enumerate(logits)]
-            self._decode(state, list(map(len, rows)), tokens, answers)
-        return answers.ids, answers.finished
+            yield
+            yield from self._decode(state, list(map(len, rows)), tokens, answers)
 
     def _prefill(self, rows: list[list[int]], past: list) -> tuple[list[np.ndarray], list]:
         """Run what each row has beyond `past`, row by row.
@@ -162,7 +184,7 @@ class OrtGenerator:
             found.append(logits.reshape(-1))
         return found, state
 
-    def _decode(self, state: list, lengths: list[int], tokens: list[int], answers: _Answers) -> None:
+    def _decode(self, state: list, lengths: list[int], tokens: list[int], answers: _Answers) -> Iterator[None]:
         """Extend the answers of a batch by one token a step; rows whose answer is complete leave the batch.
 
         `lengths` are the tokens that `state` holds of each row, `tokens` the last token of each answer.
@@ -175,6 +197,7 @@ class OrtGenerator:
             logits, state = self.model.run(np.array(tokens)[:, None], state, lengths)
             lengths = [length + 1 for length in lengths]
             tokens = [answers.extend(i, scores) for i, scores in zip(active, logits[:, -1])]
+            yield
 
 
 class _Answers:
