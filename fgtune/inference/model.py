@@ -114,11 +114,11 @@ class Model:
         constrained: bool = True,
         rounds: int = 4,
     ) -> Answer:
-        """Answer a request with the help of functions: run what the model calls, tell it the results, until it answers.
+        """Answer a request with functions: run what the model calls, tell it the results, until it answers.
 
-        `functions` are decorated, or a dict of functions by tool. Arguments are checked against the tool's schema first.
-        What goes wrong in a function is told to the model as `{"error": …}` and stands in `results`. `calls` and
-        `results` are those of all `rounds`, `text` and `ids` the last answer. Raises LoadError for a function of no tool.
+        `functions` are decorated, or a dict of functions by tool. Arguments are checked against the tool's schema
+        before. What goes wrong is told to the model as `{"error": …}` and stands in `results`. `calls` and `results`
+        are those of all `rounds`, `text` and `ids` the last answer. Raises LoadError for a function of no tool.
         """
         begin, functions, offered = time.perf_counter(), functions_by_name(functions), self._offered(tools)
         named = {tool["name"]: tool for tool in offered}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from ..format.findings import Finding, one_line
+from ..core.files import write_json
+from ..format.findings import Finding, FindingsTable, one_line
 from .decorator import FunctionTool, ToolError, tool_of
 
 
@@ -29,6 +31,22 @@ def module_tools(path: str | Path) -> tuple[list[dict], list[Finding]]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ToolError(f"{path} has two tools {twice!r}: rename one")
     return [each.declaration for each in made], [finding for each in made for finding in each.findings]
+
+
+def write_tools(path: str | Path, out: str | Path | None = None) -> int:
+    """Write a module's declarations to `out`, or print them; returns 0. What lint says goes to standard error.
+
+    Raises ToolError.
+    """
+    tools, findings = module_tools(path)
+    if findings:
+        print(FindingsTable(findings).columns(), file=sys.stderr)
+    if out:
+        write_json(Path(out), tools)
+        print(f"{len(tools)} tools in {out}")
+    else:
+        print(json.dumps(tools, indent=2, ensure_ascii=False))
+    return 0
 
 
 def _is_typed(function: Callable) -> bool:

@@ -65,11 +65,19 @@ class _Entries:
 
     def __init__(self, tokenizer, size: int):
         self.tokenizer = tokenizer
-        names = {i: text for text, i in tokenizer.get_vocab().items()}
-        markers = {i for i, token in tokenizer.get_added_tokens_decoder().items() if is_marker(token)}
-        size = max(size, max(names) + 1)
-        self.special_token_ids = sorted(markers.union(i for i in range(size) if i not in names))
-        self.tokens = [_bytes_of(names.get(i, f"<[{i}]>"), i in markers) for i in range(size)]
+        found, added = tokenizer.get_vocab(), tokenizer.get_added_tokens_decoder()
+        names = [""] * max(size, max(found.values()) + 1)
+        for name, i in found.items():
+            names[i] = name
+        holes = {i: f"<[{i}]>" for i, name in enumerate(names) if not name}
+        markers = {i: token.content for i, token in added.items() if is_marker(token)} | holes
+        self.tokens = "\0".join(names).replace(METASPACE, " ").encode().split(b"\0")  # at one go: there are many
+        for i, name in markers.items():
+            self.tokens[i] = name.encode()
+        for byte in range(256):
+            if (i := found.get(f"<0x{byte:02X}>")) is not None:
+                self.tokens[i] = bytes([byte])
+        self.special_token_ids = sorted(markers)
 
     def __call__(self, text: bytes | str) -> list[int]:
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
@@ -79,13 +87,6 @@ class _Entries:
 def is_marker(token) -> bool:
     """Whether an added token stands for no text of its own: control tokens, `<unused0>` and their like."""
     return token.special or (token.content.startswith("<") and token.content.endswith(">"))
-
-
-def _bytes_of(name: str, marker: bool) -> bytes:
-    """What a token stands for: its bytes, or a marker's name."""
-    if not marker and len(name) == 6 and name.startswith("<0x"):
-        return bytes([int(name[3:5], 16)])
-    return (name if marker else name.replace(METASPACE, " ")).encode()
 
 
 class Constraint:

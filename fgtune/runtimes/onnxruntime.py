@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -47,8 +48,10 @@ class OrtGenerator:
             path = folder / "onnx" / model_file(variant, dequantized)
         except ExportError as error:
             raise OrtError(str(error)) from None
-        self.model = OrtModel(path, threads, settings=SESSION if dequantized else None)
-        self.tokenizer = Tokenizer.from_file(str(tokenizer_file or folder / "tokenizer.json"))
+        with ThreadPoolExecutor(1) as beside:  # onnxruntime leaves the interpreter free while it loads
+            model = beside.submit(OrtModel, path, threads, settings=SESSION if dequantized else None)
+            self.tokenizer = Tokenizer.from_file(str(tokenizer_file or folder / "tokenizer.json"))
+            self.model = model.result()
         if stop_ids is None:
             stop_ids = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
         self.stop_ids = frozenset([stop_ids] if isinstance(stop_ids, int) else stop_ids)
