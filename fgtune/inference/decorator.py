@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..core.errors import FgtuneError
-from ..format.findings import Finding, one_line
+from ..format.findings import one_line
 from ..format.tools import repair_tools
 from .docstrings import parse_docstring
 
 _MARK = "__fgtune_tool__"
+_OF_PYDANTIC = (("repair", "reference"), ("repair", "any-of"))  # what no author wrote, and none has to mend
 
 
 class ToolError(FgtuneError, ValueError):
@@ -56,8 +57,9 @@ class FunctionTool:
         for argument, text in texts.items():
             schema["properties"][argument].setdefault("description", text)
         declared = {"name": self.name, "description": description or summary, "parameters": schema}
-        [self.declaration], self.findings = repair_tools([declared], function.__module__ or "")
-        for finding in self.findings:
+        [self.declaration], findings = repair_tools([declared], function.__module__ or "")
+        self.findings = [finding for finding in findings if (finding.level, finding.code) not in _OF_PYDANTIC]
+        for finding in findings:
             if finding.level == "error":
                 raise ToolError(f"{self.name}: {': '.join(filter(None, [finding.where, finding.message]))}")
 
@@ -116,11 +118,6 @@ def declarations(tools: Iterable[dict | Callable]) -> list[dict]:
             raise ToolError(f"{getattr(item, '__name__', item)!s} is not decorated: put @tool above it")
         found.append(made.declaration if made else item)
     return found
-
-
-def findings_of(functions: Iterable[Callable]) -> list[Finding]:
-    """What lint said of decorated functions."""
-    return [finding for function in functions for finding in tool_of(function).findings]
 
 
 def _without_titles(schema):
