@@ -381,6 +381,8 @@ _PLAIN = {
     "enum": _are_texts,
     "required": lambda value: _are_texts(value) and len(set(value)) == len(value),
     "properties": lambda value: isinstance(value, dict),
+    "additionalProperties": lambda value: isinstance(value, bool),
+    "default": lambda value: True,
 }
 
 
