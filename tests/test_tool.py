@@ -302,7 +302,8 @@ def test_a_module_that_gives_no_tools_exits_2_with_one_line(tmp_path, capsys, te
 @pytest.mark.parametrize("schema, plain", [
     ({"type": "STRING", "enum": ["a"]}, True), ({"type": "array", "items": {"type": "integer"}}, True),
     ({"type": "object", "properties": {"type": {"type": "string"}}, "required": ["type"]}, True),
-    ({"additionalProperties": False, "default": [None]}, True), ({"type": "objekt"}, False), ({"type": "string", "pattern": "("}, False), ({"required": ["a", "a"]}, False),
+    ({"additionalProperties": False, "default": [None]}, True),
+    ({"type": "objekt"}, False), ({"type": "string", "pattern": "("}, False), ({"required": ["a", "a"]}, False),
     ({"properties": {"a": 3}}, False), ({"items": [{"type": "string"}]}, False), ({"type": 3}, False),
     ({"type": "integer", "minimum": "1"}, False), ({"description": 3}, False), ({"enum": "a"}, False),
 ])  # fmt: skip
