@@ -1,8 +1,8 @@
 """Errors that several rooms raise, and the class that all errors of this project have in common.
 
 Errors of one room live beside the code that raises them: BaseModelError, FuseError and PruneError (models), DataError
-(data), FormatError and GrammarError (format), QuantizeError (quantize), OrtError and NodeError (runtimes), and
-ParameterError (core).
+(data), FormatError and GrammarError (format), QuantizeError (quantize), OrtError and NodeError (runtimes), LoadError
+and ToolError (inference), and ParameterError (core).
 """
 
 from __future__ import annotations
