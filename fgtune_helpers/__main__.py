@@ -1,22 +1,25 @@
-"""`python -m fgtune_helpers run | check | audit | serve | sweep`."""
+"""`python -m fgtune_helpers run | check | tools | audit | serve | sweep`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from fgtune.core.errors import DeployError
+from fgtune.core.errors import FgtuneError
+from fgtune.inference.modules import write_tools
+from fgtune.site.server import serve
 
 from . import runner
 from .audit import audit
+from .checking import check_files
 from .params import ParameterError, coerce
-from .stage import StageError, resolve_run
+from .stage import resolve_run
 from .sweep import sweep
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fgtune_helpers", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run | check | audit | serve | sweep")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def series(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
@@ -37,6 +40,9 @@ def _parser() -> argparse.ArgumentParser:
     files.add_argument("--tools", required=True, metavar="PATH", help="a file or a folder of tools")
     files.add_argument("--examples", metavar="PATH", help="a file or a folder of examples")
     files.add_argument("--json", metavar="FILE", help="write the canonical form and the findings here")
+    module = commands.add_parser("tools", help="write the declarations of a module's typed functions")
+    module.add_argument("module", metavar="MODULE.py", help="decorated functions, or all with types and a docstring")
+    module.add_argument("--out", metavar="FILE", help="write them here, say to tools.json; else they are printed")
     check = commands.add_parser("audit", help="check a finished run from its files alone")
     check.add_argument("run_dir", nargs="?", help="a folder; else that of the chosen params file")
     page = commands.add_parser("serve", help="preview a deployed site on this machine only")
@@ -51,14 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         if args.command == "check":
-            from .checking import check_files
-
             return check_files(args.tools, args.examples, args.json)
+        if args.command == "tools":
+            return write_tools(args.module, args.out)
         if args.command == "audit":
             return audit(args.run_dir or runner.load_params([], [])["run_dir"])
         if args.command == "serve":
-            from fgtune.site.server import serve
-
             serve(args.site or resolve_run(runner.load_params([], [])["run_dir"]) / "10_deploy_browser/site", args.port)
             return runner.OK
         if args.command == "sweep":
@@ -69,11 +73,8 @@ def main(argv: list[str] | None = None) -> int:
             return sweep(runner.Plan([], values, args.force), grid)
         stages = runner.choose(args.start, args.end, args.only + args.named, args.skip)
         plan = runner.Plan(stages, runner.load_params(args.params, args.p), args.force)
-        if args.list or args.dry_run:
-            runner.list_stages(plan)
-            return runner.OK
-        return runner.run_series(plan)
-    except (ParameterError, StageError, DeployError, OSError) as error:
+        return runner.list_stages(plan) if args.list or args.dry_run else runner.run_series(plan)
+    except (FgtuneError, OSError) as error:
         print(f"fgtune: {error}", file=sys.stderr)
         return runner.BAD
     except KeyboardInterrupt:

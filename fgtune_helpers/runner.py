@@ -115,8 +115,7 @@ def run_series(plan: Plan, out=None) -> int:
         error = execute(stage, plan.values, run)
         took = _clock(time.time() - started)
         if error:
-            print(f"{head} FAILED after {took}: {error}", file=out)
-            print(f"     see {run / 'notebooks' / f'{stage}.ipynb'}", file=out, flush=True)
+            print(f"{head} FAILED after {took}: {error}\n     see {run}/notebooks/{stage}.ipynb", file=out, flush=True)
             return FAILED
         manifest = read_manifest(run, stage)
         note = f"skipped: {manifest['skipped']}" if manifest["skipped"] else manifest["metrics"].get("headline", "")
@@ -124,8 +123,7 @@ def run_series(plan: Plan, out=None) -> int:
     print(f"finished in {_clock(time.time() - begin)}", file=out)
     report = run / "11_report" / "report.html"
     if plan.stages[-1] == "11_report" and report.exists():
-        print(f"report: {report}", file=out)
-        print(f"page:   python -m fgtune_helpers serve {run / '10_deploy_browser' / 'site'}", file=out)
+        print(f"report: {report}\npage:   python -m fgtune_helpers serve {run}/10_deploy_browser/site", file=out)
     return OK
 
 
@@ -161,8 +159,8 @@ def execute(stage: str, values: dict[str, Any], run: Path) -> str | None:
     return " ".join(_ANSI.sub("", problem).split())[:400] if problem else None
 
 
-def list_stages(plan: Plan, out=None) -> None:
-    """One line a stage: what would happen and why."""
+def list_stages(plan: Plan) -> int:
+    """Print one line a stage: what would happen and why; returns the exit code."""
     for stage in plan.stages:
         try:
             known, manifest = state(stage, plan.values)
@@ -172,4 +170,5 @@ def list_stages(plan: Plan, out=None) -> None:
             known, manifest = f"unreadable ({error})", None
         will = "keep" if known == "done" and not plan.force else "run"
         took = f"{manifest['seconds']:.0f} s last time" if manifest else f"about {ALL[stage].minutes} min"
-        print(f"{will:<5} {stage:<18} {known:<9} {took:<18} {ALL[stage].outcome}", file=out or sys.stdout)
+        print(f"{will:<5} {stage:<18} {known:<9} {took:<18} {ALL[stage].outcome}")
+    return OK

@@ -30,6 +30,7 @@ from fgtune.models.base_model import CONVERSION_VERSION
 from fgtune.models.tokenizer_files import load_tokenizer
 from fgtune.models.vocabulary import Vocabulary, keep_vocabulary
 from fgtune.runtimes.constrained import Grammar
+from fgtune.training.recipe import derive_settings
 
 from . import __version__
 from .params import PARAMETERS, SERIES, ParameterError, chosen_file, coerce, names_set, read_params, resolve_path
@@ -181,8 +182,6 @@ class Run:
     def settings(self, rows: list[Row]) -> list:
         """The settings of training that nobody gave, as the training rows say, each `(name, value, reason)`; they are
         put into `p`."""
-        from fgtune.training.recipe import derive_settings
-
         self.given = self.given or dict(vars(self.p))
         settings = derive_settings(rows, self.given, self.p.seed)
         vars(self.p).update({setting.name: setting.value for setting in settings})

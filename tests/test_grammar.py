@@ -506,3 +506,17 @@ def test_items_of_a_list_are_copied_too(folder, tokenizer):
         prompt = render([{"role": "developer", "content": TRIGGER}, {"role": "user", "content": query}], tools, True)
         answer = written("[" + ",".join(f"<escape>{item}<escape>" for item in items) + "]")
         assert fits(Grammar(folder, ["f.a"]).constraint(tools, prompt), ids_of(tokenizer, answer)) is allowed
+
+
+def test_the_vocabulary_is_that_of_llguidances_own_reader(folder, tokenizer, rules):
+    """Bytes and markers of every token; and a file that has a token more than the model has logits."""
+    from llguidance import LLTokenizer
+
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    own, theirs = rules.tokens, LLTokenizer(text, n_vocab=2048, eos_token=TOKEN_IDS["eos"])
+    given = Grammar(folder, tokenizer=tokenizer).tokens
+    for i in range(2048):
+        expected = theirs.decode_bytes([i]), theirs.is_special_token(i)
+        assert (own.decode_bytes([i]), own.is_special_token(i)) == expected, i
+        assert (given.decode_bytes([i]), given.is_special_token(i)) == expected, i
+    assert own.vocab_size == theirs.vocab_size == 2048

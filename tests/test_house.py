@@ -16,7 +16,7 @@ ROOT = project_root()
 #: From the ground up: a room may import from itself and from the rooms before it.
 ROOMS = (
     *("core", "format", "data", "models", "engines", "training", "export", "quantize", "runtimes", "evaluation"),
-    "site",
+    *("site", "inference"),
 )
 HEAVY = ("torch", "mlx", "mlx_lm", "onnx", "onnxruntime", "transformers", "llguidance", "matplotlib", "papermill")
 PACKAGES = ("fgtune", "fgtune_helpers")

@@ -206,3 +206,15 @@ def test_a_broken_file_is_named(folder, tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"not a model")
     with pytest.raises(OrtError, match=r"m\.onnx does not load"):
         OrtModel(tmp_path / "m.onnx")
+
+
+def test_a_stream_gives_the_tokens_one_by_one(folder):
+    generator = OrtGenerator(folder, max_tokens=10)
+    expected = generator.generate_ids(PROMPTS[:2])
+    for prompt, ids in zip(PROMPTS, expected):
+        stream = generator.stream_ids(prompt)
+        assert next(stream) == ids[0] and generator.ids == [ids[:1]] and generator.finished == [False]
+        assert [ids[0], *stream] == ids == generator.ids[0]
+    generator.run_prompt_cache(generator.encode(PREFIX))
+    assert list(generator.stream_ids(PROMPTS[0])) == expected[0] and generator.generate_ids(PROMPTS[:2]) == expected
+    assert not list(OrtGenerator(folder, max_tokens=0).stream_ids(PROMPTS[0]))

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from fgtune import load
 from fgtune.core.files import hash_files
 from fgtune.core.notebooks import unfinished
 from fgtune.core.project import project_root
+from fgtune.data.rows import load_cases
 from fgtune.evaluation.scorecards import Scorecard
 from fgtune_helpers.stage import STAGES, read_manifest
 
@@ -209,3 +211,14 @@ def test_a_truncated_file_is_refused(series, tmp_path):
     os.truncate(path, path.stat().st_size - 1)
     result = fgtune("run", "--params", "params/ci.yaml", "-p", "run_dir", copy, "--only", "08", "--force")
     assert result.returncode == 1 and "model_q4.onnx_data has" in result.stdout, result.stdout
+
+
+def test_a_program_that_loads_the_run_gets_the_tokens_of_the_series(series):
+    run, _ = series
+    parameters, cases = read_manifest(run, "08_test_onnx")["parameters"], load_cases(run / "01_data", "test")
+    expected = json.loads((run / "08_test_onnx" / "tokens_fp32.json").read_text())
+    asked = {"max_tokens": parameters["max_tokens"], "constrained": parameters["constrained"]}
+    answers = load(run, "fp32").batch([case.query for case in cases], **asked)
+    assert [[*answer.ids] for answer in answers] == expected
+    q4 = load(run)
+    assert q4.source.site and q4.call(cases[0].query, max_tokens=4).ids

@@ -2,7 +2,7 @@
 
 Errors of one room live beside the code that raises them: BaseModelError, FuseError, PruneError and VocabularyError
 (models), DataError (data), FormatError and GrammarError (format), QuantizeError (quantize), OrtError and NodeError
-(runtimes), and ParameterError (core).
+(runtimes), LoadError and ToolError (inference), and ParameterError (core).
 """
 
 from __future__ import annotations

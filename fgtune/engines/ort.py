@@ -17,7 +17,6 @@ def open_session(path: Path, threads: int | None = None, collect: Sequence[str] 
 
     `collect` names activations inside the graph that become outputs; `settings` are session config entries.
     """
-    import onnx
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -31,6 +30,8 @@ def open_session(path: Path, threads: int | None = None, collect: Sequence[str] 
         raise OrtError(f"{path} does not exist")
     source = str(path)
     if collect:
+        import onnx
+
         model = onnx.load(source, load_external_data=False)
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in collect)
         source = model.SerializeToString()

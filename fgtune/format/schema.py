@@ -1,16 +1,20 @@
 """One tool's parameters as the declaration can carry them: references and unions resolved, the rest refused."""
 
+from __future__ import annotations
+
 import copy
 import json
 from collections.abc import Callable
 from functools import lru_cache
-
-import jsonschema
+from typing import TYPE_CHECKING
 
 from .references import References
 from .type_names import TYPES, read_type
 from .unions import ANNOTATIONS, constants_of, intersect, is_null, type_of_values, unite
 from .values import MAX_DEPTH, RESERVED, carry_value, check_keys, check_text
+
+if TYPE_CHECKING:
+    import jsonschema
 
 MAX_REFERENCES = 1000  # replaced in one tool: definitions that use each other twice grow without a circle, too
 # Keywords that a declaration has no place for, and the sentences that tell them in the description.
@@ -356,7 +360,36 @@ def checkable_schema(schema):
     return new
 
 
+def is_plain(schema) -> bool:
+    """Whether a schema is valid JSON Schema at a glance: types, descriptions, enums and properties, each of its form.
+
+    False says nothing: the schema may be valid all the same.
+    """
+    if not isinstance(schema, dict) or not all(check(schema[key]) for key, check in _PLAIN.items() if key in schema):
+        return False
+    inner = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else [])]
+    return schema.keys() <= {*_PLAIN, "properties", "items"} and all(map(is_plain, inner))
+
+
+def _are_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+_PLAIN = {
+    "type": lambda value: isinstance(value, str) and value.lower() in TYPES,
+    "description": lambda value: isinstance(value, str),
+    "enum": _are_texts,
+    "required": lambda value: _are_texts(value) and len(set(value)) == len(value),
+    "properties": lambda value: isinstance(value, dict),
+    "additionalProperties": lambda value: isinstance(value, bool),
+    "default": lambda value: True,
+}
+
+
 @lru_cache(maxsize=4096)
 def arguments_validator(parameters: str) -> jsonschema.Draft202012Validator:
+    """What checks arguments against a tool's parameters, given as JSON."""
+    import jsonschema  # its import can take a second, and most programs only render
+
     schema = {"additionalProperties": False, **checkable_schema(json.loads(parameters))}
     return jsonschema.Draft202012Validator(schema)

@@ -5,11 +5,9 @@ import json
 from collections.abc import Callable
 from functools import lru_cache
 
-import jsonschema
-
 from .findings import Finding, FormatError, SchemaError, did_you_mean, reporter
 from .references import DEFINITIONS, names_referred_to
-from .schema import SchemaNormalizer, checkable_schema, normalized_description
+from .schema import SchemaNormalizer, checkable_schema, is_plain, normalized_description
 from .values import check_name
 
 _PARAMETER_KEYS = ("parameters", "inputSchema", "input_schema", "parametersJsonSchema", "parameters_json_schema")
@@ -234,6 +232,10 @@ def _looks_like_properties(parameters) -> bool:
 
 
 def _check_schema(parameters: dict, report: Callable) -> None:
+    if is_plain(parameters):
+        return
+    import jsonschema  # its import can take a second
+
     try:
         jsonschema.Draft202012Validator.check_schema(checkable_schema(parameters))
     except jsonschema.SchemaError as error:

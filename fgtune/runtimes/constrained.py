@@ -20,17 +20,18 @@ import numpy as np
 
 from ..format.grammar import GrammarError, tool_grammar, user_spans
 from ..format.tokens import TOKEN_IDS
+from ..format.values import METASPACE
 
 
 class Grammar:
     """Grammars for one model: `constraint(case.tools, case.prompt)` limits the answer to a prompt.
 
     `model_dir` holds `tokenizer.json` and `config.json`; `verbatim` are arguments (`tool.argument`) that hold words of
-    the dialogue and nothing else.
+    the dialogue and nothing else. A `tokenizer` (of tokenizers) that is loaded already saves reading the file.
     """
 
-    def __init__(self, model_dir: str | Path, verbatim: Iterable[str] = ()):
-        self.folder, self.verbatim = Path(model_dir), list(verbatim)
+    def __init__(self, model_dir: str | Path, verbatim: Iterable[str] = (), tokenizer=None):
+        self.folder, self.verbatim, self.tokenizer = Path(model_dir), list(verbatim), tokenizer
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -40,16 +41,52 @@ class Grammar:
     @functools.cached_property
     def tokens(self):
         """llguidance's view of the tokenizer, which may have a token more than the model (`<image_soft_token>`)."""
-        from llguidance import LLTokenizer
+        from llguidance import LLTokenizer, TokenizerWrapper
+        from tokenizers import Tokenizer
 
-        text = (self.folder / "tokenizer.json").read_text(encoding="utf-8")
-        size = max(self.vocab_size, *(token["id"] + 1 for token in json.loads(text)["added_tokens"]))
-        return LLTokenizer(text, n_vocab=size, eos_token=TOKEN_IDS["eos"])
+        tokenizer = self.tokenizer or Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        entries = _Entries(tokenizer, self.vocab_size)
+        # slices would speed up JSON's strings; the masks of these grammars take as long without them
+        return LLTokenizer(TokenizerWrapper(entries), len(entries.tokens), TOKEN_IDS["eos"], slices=[])
 
     def constraint(self, tools: Iterable[dict], prompt: str = "", **options) -> Constraint:
         """For one answer to `prompt`; `options` as in `tool_grammar`."""
         tools = list(tools)
         return Constraint(self, tools, prompt, {"calls": bool(tools), **options})
+
+
+class _Entries:
+    """The vocabulary of a tokenizer (of tokenizers) as llguidance takes it: the bytes of each token, by id.
+
+    llguidance could read `tokenizer.json` itself, but that takes a second copy of it, and longer.
+    """
+
+    eos_token_id, bos_token_id = TOKEN_IDS["eos"], None
+
+    def __init__(self, tokenizer, size: int):
+        self.tokenizer = tokenizer
+        found, added = tokenizer.get_vocab(), tokenizer.get_added_tokens_decoder()
+        names = [""] * max(size, max(found.values()) + 1)
+        for name, i in found.items():
+            names[i] = name
+        holes = {i: f"<[{i}]>" for i, name in enumerate(names) if not name}
+        markers = {i: token.content for i, token in added.items() if is_marker(token)} | holes
+        self.tokens = "\0".join(names).replace(METASPACE, " ").encode().split(b"\0")  # at one go: there are many
+        for i, name in markers.items():
+            self.tokens[i] = name.encode()
+        for byte in range(256):
+            if (i := found.get(f"<0x{byte:02X}>")) is not None:
+                self.tokens[i] = bytes([byte])
+        self.special_token_ids = sorted(markers)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def is_marker(token) -> bool:
+    """Whether an added token stands for no text of its own: control tokens, `<unused0>` and their like."""
+    return token.special or (token.content.startswith("<") and token.content.endswith(">"))
 
 
 class Constraint:

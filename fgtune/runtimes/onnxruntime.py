@@ -13,7 +13,8 @@ once for all rows as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, takewhile
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class OrtGenerator:
     `dequantized` takes the second graph over the variant's weights that a deployed site has (`write_dequantized`).
     `drafts` save passes where a prompt is answered alone (`batch_size` 1). The answers are the same but for rounding: a
     pass of several tokens adds in another order than one of a single token, as between two engines (near_ties.py).
+    `tokenizer_file` is another `tokenizer.json` of the same tokens, say one without unused merges.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class OrtGenerator:
         batch_size: int = 8,
         dequantized: bool = False,
         drafts: DraftSource | None = None,
+        tokenizer_file: str | Path | None = None,
     ):
         from tokenizers import Tokenizer
 
@@ -54,8 +57,10 @@ class OrtGenerator:
             path = folder / "onnx" / model_file(variant, dequantized)
         except ExportError as error:
             raise OrtError(str(error)) from None
-        self.model = OrtModel(path, threads, settings=SESSION if dequantized else None)
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        with ThreadPoolExecutor(1) as beside:  # onnxruntime leaves the interpreter free while it loads
+            model = beside.submit(OrtModel, path, threads, settings=SESSION if dequantized else None)
+            self.tokenizer = Tokenizer.from_file(str(tokenizer_file or folder / "tokenizer.json"))
+            self.model = model.result()
         if stop_ids is None:
             stop_ids = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
         self.stop_ids = frozenset([stop_ids] if isinstance(stop_ids, int) else stop_ids)
@@ -76,6 +81,11 @@ class OrtGenerator:
         if any(name not in arrays or arrays[name].shape != shape for name in self.model.past_names):
             raise OrtError(f"the prompt cache does not hold {len(ids)} tokens of this model")
         past = [self.model.ort_value(arrays[name].astype(self.model.past_dtype)) for name in self.model.past_names]
+        self._prefix, self._given = (tuple(ids), past), True
+
+    def run_prompt_cache(self, ids: Sequence[int]) -> None:
+        """The same where no keys and values are stored: runs `ids` once."""
+        _, past = self.model.run(np.array([list(ids)]), self.model.empty())
         self._prefix, self._given = (tuple(ids), past), True
 
     def encode(self, prompt: str) -> list[int]:
@@ -101,6 +111,15 @@ class OrtGenerator:
             self.ids += answers
             self.finished += ended
         return self.ids
+
+    def stream_ids(self, prompt: str, constraint: Constraint | None = None) -> Iterator[int]:
+        """The token ids of one answer as they are chosen, without the stop id; `ids` and `finished` hold it then."""
+        rows = self._encode_all([prompt])
+        answers = _Answers(1, self.stop_ids, self.max_tokens, [constraint] if constraint else None)
+        self.ids, self.finished, told = answers.ids, answers.finished, 0
+        for _ in self._steps(rows, self._shared_past(rows), answers):
+            yield from answers.ids[0][told:]
+            told = len(answers.ids[0])
 
     def logits(self, ids: Sequence[int], start: int = 0, cached: bool = False) -> np.ndarray:
         """Logits after each of `ids[start:]`, float32 [len(ids) - start, vocab].
@@ -148,15 +167,21 @@ class OrtGenerator:
     ) -> tuple[list[list[int]], list[bool]]:
         """New ids of each row of a batch, and whether it came to a stop token; `past` holds the shared prefix."""
         answers = _Answers(len(rows), self.stop_ids, self.max_tokens, constraints)
+        for _ in self._steps(rows, past, answers):
+            pass
+        return answers.ids, answers.finished
+
+    def _steps(self, rows: list[list[int]], past: list, answers: _Answers) -> Iterator[None]:
+        """Fill `answers` with those to a batch of rows; each step is a pass, which extends every open answer."""
         if self.max_tokens > 0 and self.drafts and len(rows) == 1:
             held = past[0].shape()[2]
             state = self.model.stack(past, 1, len(rows[0]) - held + self.max_tokens)
-            self._speculate(state, held, rows[0], 0, answers)
+            yield from self._speculate(state, held, rows[0], 0, answers)
         elif self.max_tokens > 0:
             logits, state = self._prefill(rows, past)
             tokens = [answers.extend(i, scores) for i, scores in enumerate(logits)]
-            self._decode(state, rows, tokens, answers)
-        return answers.ids, answers.finished
+            yield
+            yield from self._decode(state, rows, tokens, answers)
 
     def _prefill(self, rows: list[list[int]], past: list) -> tuple[list[np.ndarray], list]:
         """Run what each row has beyond `past`, row by row.
@@ -176,7 +201,7 @@ class OrtGenerator:
             found.append(logits.reshape(-1))
         return found, state
 
-    def _decode(self, state: list, rows: list[list[int]], tokens: list[int], answers: _Answers) -> None:
+    def _decode(self, state: list, rows: list[list[int]], tokens: list[int], answers: _Answers) -> Iterator[None]:
         """Extend the answers of a batch by one token a step; rows whose answer is complete leave the batch.
 
         `state` holds `rows`, `tokens` are the first of each answer.
@@ -187,12 +212,14 @@ class OrtGenerator:
                 state, order = self.model.compact(state, alive, lengths)
                 active, tokens, lengths = ([items[k] for k in order] for items in (active, tokens, lengths))
             if self.drafts and len(active) == 1:
-                return self._speculate(state, lengths[0], rows[active[0]], active[0], answers)
+                yield from self._speculate(state, lengths[0], rows[active[0]], active[0], answers)
+                return
             logits, state = self.model.run(np.array(tokens)[:, None], state, lengths)
             lengths = [length + 1 for length in lengths]
             tokens = [answers.extend(i, scores) for i, scores in zip(active, logits[:, -1])]
+            yield
 
-    def _speculate(self, state: list, held: int, row: list[int], i: int, answers: _Answers) -> None:
+    def _speculate(self, state: list, held: int, row: list[int], i: int, answers: _Answers) -> Iterator[None]:
         """Complete answer `i` to the prompt `row` with drafts; `state` holds the first `held` tokens of both."""
         while answers.is_open(i):
             ids = row + answers.ids[i]
@@ -207,6 +234,7 @@ class OrtGenerator:
                 if answers.extend(i, scores) != guess or not answers.is_open(i):
                     break
             held = len(row) + len(answers.ids[i]) - 1  # what was run behind the last token but one was not chosen
+            yield
 
 
 class _Answers:

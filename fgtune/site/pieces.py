@@ -56,14 +56,16 @@ def join_file(site: Path, entry: dict, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_model(site_dir: str | Path) -> Iterator[Path]:
+def whole_model(site_dir: str | Path, variant: str | None = None) -> Iterator[Path]:
     """`with whole_model(site) as folder:` the site's model with whole files, for Python and Node to load.
 
-    The site's own folder where nothing is split, else a temporary one, which is gone after the block; what is loaded
-    stays. Raises DeployError.
+    The site's own folder where nothing is split, else a temporary one (with a `variant`, of no other files than its
+    own), which is gone after the block; what is loaded stays. Raises DeployError.
     """
-    site = Path(site_dir)
-    entries = [entry for entry in read_manifest(site)["files"] if entry["path"].startswith("model/")]
+    site, manifest = Path(site_dir), read_manifest(site_dir)
+    entries = [entry for entry in manifest["files"] if entry["path"].startswith("model/")]
+    if variant:
+        entries = [entry for entry in entries if entry["path"] in manifest["variants"][variant]["files"]]
     if not any(entry.get("piece") for entry in entries):
         yield site / "model"
         return

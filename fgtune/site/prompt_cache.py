@@ -47,16 +47,21 @@ def precompute_prompt_cache(
         generator, asked, generator.generate_ids(asked), ids, arrays
     ):
         arrays = exact
-    hash = hashlib.sha256("\n".join([*weights, ",".join(map(str, ids))]).encode()).hexdigest()
-    save_file(arrays, path, {METADATA: json.dumps({"hash": hash, "ids": ids})})
+    save_file(arrays, path, {METADATA: json.dumps({"hash": cache_hash(weights, ids), "ids": ids})})
     dtype = str(next(iter(arrays.values())).dtype)
     return {"path": f"prefix/{Path(path).name}", "tokens": len(ids), "dtype": dtype, "bytes": Path(path).stat().st_size}
+
+
+def cache_hash(weights: list[str], ids: Sequence[int]) -> str:
+    """What ties a prompt cache to its model: over the SHA-256 of the variant's files and the token ids."""
+    return hashlib.sha256("\n".join([*weights, ",".join(map(str, ids))]).encode()).hexdigest()
 
 
 def stored_prompt_cache(site_dir: str | Path, variant: str) -> tuple[list[int], dict[str, np.ndarray]]:
     """The prompt cache that a site ships for a variant: token ids, and keys and values by the graph's input names.
 
-    For `OrtGenerator.use_prompt_cache`: so it starts where the page starts. Raises DeployError where none is shipped.
+    For `OrtGenerator.use_prompt_cache`: so it starts where the page starts. Raises DeployError where none is shipped,
+    or one of other weights.
     """
     from safetensors import safe_open
 
@@ -64,12 +69,17 @@ def stored_prompt_cache(site_dir: str | Path, variant: str) -> tuple[list[int], 
     entry = manifest["variants"].get(variant)
     if entry is None or not entry["prefix"]:
         raise DeployError(f"{site_dir} ships no prompt cache for {variant!r}")
-    stored = next(file for file in manifest["files"] if file["path"] == entry["prefix"])
+    files = {file["path"]: file for file in manifest["files"]}
+    stored, path = files[entry["prefix"]], Path(site_dir) / entry["prefix"]
     with tempfile.TemporaryDirectory() as temporary:
-        join_file(Path(site_dir), stored, Path(temporary) / "prefix.safetensors")
-        with safe_open(Path(temporary) / "prefix.safetensors", "np") as file:
-            ids = json.loads(file.metadata()[METADATA])["ids"]
-            return ids, {name: file.get_tensor(name) for name in file.keys()}
+        if stored.get("piece"):
+            path = Path(temporary) / "prefix.safetensors"
+            join_file(Path(site_dir), stored, path)
+        with safe_open(path, "np") as file:
+            about = json.loads(file.metadata()[METADATA])
+            if about["hash"] != cache_hash([files[each]["sha256"] for each in entry["weights"]], about["ids"]):
+                raise DeployError(f"{path} is the prompt cache of other weights: build the site again")
+            return about["ids"], {name: file.get_tensor(name) for name in file.keys()}
 
 
 def prefix_ids(encode, tools: list[dict], turn: DeveloperTurn) -> list[int]:
