@@ -219,6 +219,14 @@ def test_calls_and_texts(model):
         model.batch("hi")
 
 
+def test_what_the_grammar_forces_and_the_dialogue_says_costs_no_pass(model, monkeypatch):
+    """Drafts of these: fewer passes than tokens."""
+    passes, run = [], model.generator.model.run
+    monkeypatch.setattr(model.generator.model, "run", lambda *given, **named: passes.append(1) or run(*given, **named))
+    answer = model.call("ring Ann")
+    assert answer.calls == (ANN,) and 0 < len(passes) < len(answer.ids) / 1.5
+
+
 def test_a_batch_and_a_stream_give_the_answers_of_single_questions(model):
     alone = [model.call(query).ids for query in DIALOGUES]
     assert [answer.ids for answer in model.batch(list(DIALOGUES))] == alone and model.batch([]) == []

@@ -17,6 +17,7 @@ from ..format.template import render
 from ..format.tokens import CALL_START
 from ..format.tools import repair_tools
 from ..runtimes.constrained import Grammar
+from ..runtimes.drafts import Drafts
 from ..runtimes.onnxruntime import OrtGenerator
 from ..site.prompt_cache import prefix_ids, stored_prompt_cache
 from .decorator import declarations
@@ -63,7 +64,8 @@ class Model:
 
     def __init__(self, source: Source, variant: str = "q4", threads: int | None = None):
         self.source, self.variant = source, variant
-        self.generator = OrtGenerator(source.model, variant, threads=threads, tokenizer_file=source.tokenizer)
+        kept = {"tokenizer_file": source.tokenizer, "drafts": Drafts()}
+        self.generator = OrtGenerator(source.model, variant, threads=threads, **kept)
         self.grammar = Grammar(source.model, source.verbatim, self.generator.tokenizer)
         self.grammar.vocab_size = self.generator.model.vocab
         self._prefix_of = ""  # the tools whose keys and values the generator holds
