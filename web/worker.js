@@ -3,8 +3,10 @@
  * `{id, op, ...}` in; `{id, type: 'progress' | 'step' | 'ids' | 'done' | 'error', ...}` out.
  */
 import { candidates, inspectBrowser } from './device.js';
-import { Stopped, loadEngine, readPromptCache, writePromptCache } from './engine.js';
+import { Stopped } from './dialogue.js';
+import { loadEngine } from './engine.js';
 import { compileGrammar, GrammarProcessor, userSpans, vocabularyOf } from './grammar.js';
+import { readPromptCache, writePromptCache } from './prompt_cache.js';
 import { SITE_FORMAT, Store, sha256 } from './store.js';
 import { atTwoTimes } from './turn.js';
 

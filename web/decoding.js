@@ -1,0 +1,158 @@
+/**
+ * Greedy decoding with few passes of the model: what the grammar leaves no choice about is taken as it is, and drafts
+ * (`drafts.js`) are checked several tokens at a time. The tokens are those of plain greedy decoding.
+ */
+import { STOP_IDS } from './dialogue.js';
+
+/** Tokens that one pass gives logits for, at most. */
+export const MOST = 8;
+/** Where a pass's tokens allow no more tokens than this, only their rows of the head are computed. */
+const FEW = 1024;
+/** Prompt tokens run at once, so that a stop does not wait long. */
+export const CHUNK = 64;
+
+/** Where an answer stands: the state of its grammar and the tokens to go; without a grammar everything is allowed. */
+export class Place {
+  constructor(grammar, state, left) {
+    this.grammar = grammar;
+    this.state = state;
+    this.left = left;
+    this.ids = null;
+  }
+
+  /** The place at which an answer under a GrammarProcessor (or null) begins. */
+  static first(grammar, maxTokens) {
+    grammar?.start(0, maxTokens);
+    return new Place(grammar, grammar?.state, grammar?.left);
+  }
+
+  /** The tokens that may follow, ascending; null where all may. @returns {Int32Array|null} */
+  allowed() {
+    if (this.grammar) this.ids ??= this.grammar.allowed(this.state, this.left);
+    return this.ids;
+  }
+
+  allows(id) {
+    return !this.grammar || this.grammar.after(this.state, id) >= 0;
+  }
+
+  /** `{id, chance}` of the only token that may follow, or null. */
+  only() {
+    const ids = this.allowed();
+    return ids?.length === 1 ? { id: ids[0], chance: 1 } : null;
+  }
+
+  /** The bytes that must follow. @returns {number[]} */
+  forced() {
+    return this.grammar ? this.grammar.grammar.forced(this.state) : [];
+  }
+
+  /** The place after a token that is allowed. */
+  after(id) {
+    return this.grammar ? new Place(this.grammar, this.grammar.after(this.state, id), this.left - 1) : this;
+  }
+}
+
+/** The likeliest of `ids` (null: all); `rows` are the ids that `logits` are of, ascending (null: all). The lower id wins a tie. */
+export function likeliest(logits, ids, rows = null) {
+  let best = -1;
+  let score = -Infinity;
+  const see = (id, value) => {
+    if (value > score || (value === score && id < best)) [best, score] = [id, value];
+  };
+  if (!ids) for (let id = 0; id < logits.length; id += 1) { if (logits[id] > score) [best, score] = [id, logits[id]]; }
+  else if (!rows) for (const id of ids) { if (id < logits.length) see(id, logits[id]); }
+  else {
+    const wanted = rows.length === ids.length ? null : new Set(ids);
+    for (let i = 0; i < rows.length; i += 1) if (!wanted || wanted.has(rows[i])) see(rows[i], logits[i]);
+  }
+  if (best < 0) throw new Error('the model gives no number for any token that is allowed');
+  return best;
+}
+
+/** The ids that are allowed at any of `places`, ascending; null where they are many. */
+function rowsOf(places, size) {
+  const all = new Set();
+  for (const place of places) {
+    const ids = place.allowed();
+    if (!ids || ids.length > FEW) return null;
+    for (const id of ids) if (id < size) all.add(id);
+    if (all.size > FEW) return null;
+  }
+  return Int32Array.from(all).sort();
+}
+
+/**
+ * Decode greedily.
+ * @param {object} decoder `run(ids, {logits, rows})`, `length`, `truncate(n)`, `vocabSize`
+ * @param {number[]} prompt what the decoder has not read of the prompt, at least one token
+ * @param {object} options
+ * @param {number} options.maxTokens
+ * @param {object|null} [options.grammar] a GrammarProcessor
+ * @param {object|null} [options.drafter] makes drafts; without one each pass gives one token
+ * @param {() => Promise<void>} [options.pause] awaited before each pass; it may throw
+ * @param {(ids: number[]) => void} [options.onIds] called after each pass with all ids so far
+ * @param {number[]} [options.made] takes the ids, the stop id with them
+ * @returns {Promise<{passes: number, promptPasses: number, forced: number, drafted: number, accepted: number}>} `passes` gave
+ *   logits, `forced` tokens needed none, `accepted` of `drafted` ones held
+ */
+export async function decodeGreedily(decoder, prompt, { maxTokens, grammar = null, drafter = null, pause = async () => {}, onIds = () => {}, made = [] }) {
+  const counts = { passes: 0, promptPasses: 0, forced: 0, drafted: 0, accepted: 0 };
+  let waiting = [...prompt]; // chosen or given, not yet read by the decoder
+  let place = Place.first(grammar, maxTokens);
+  const take = (id) => {
+    made.push(id);
+    waiting.push(id);
+    if (STOP_IDS.includes(id) || made.length >= maxTokens) return false;
+    place = place.after(id);
+    return true;
+  };
+  const read = async (count) => {
+    while (count > 0) {
+      const ids = waiting.slice(0, Math.min(count, CHUNK));
+      await pause();
+      await decoder.run(ids, { logits: 'none' });
+      counts.promptPasses += 1;
+      waiting = waiting.slice(ids.length);
+      count -= ids.length;
+    }
+  };
+  const force = () => {
+    for (let only = drafter && place.only(); only; only = place.only()) {
+      counts.forced += 1;
+      if (!take(only.id)) return false;
+    }
+    return true;
+  };
+  while (maxTokens > 0) {
+    if (!force()) break;
+    const draft = drafter ? drafter.propose(made, place, Math.min(MOST, maxTokens - made.length) - 1) : [];
+    await read(waiting.length - (draft.length ? MOST - draft.length : Math.min(waiting.length, CHUNK)));
+    const places = [place];
+    for (const id of draft) places.push(places.at(-1).after(id));
+    const rows = rowsOf(places, decoder.vocabSize);
+    await pause();
+    const scores = await decoder.run([...waiting, ...draft], { logits: draft.length ? 'all' : 'last', rows });
+    counts.passes += 1;
+    counts.drafted += draft.length;
+    const width = rows?.length ?? decoder.vocabSize;
+    const skip = draft.length ? waiting.length - 1 : 0;
+    const end = decoder.length;
+    waiting = [];
+    let held = 0;
+    let going = true;
+    for (let i = 0; i <= draft.length && going; i += 1) {
+      const id = likeliest(scores.subarray((skip + i) * width, (skip + i + 1) * width), places[i].allowed(), rows);
+      going = take(id);
+      if (id !== draft[i]) break;
+      held += 1;
+      waiting = []; // the decoder has read it with the draft
+    }
+    counts.accepted += held;
+    if (held < draft.length) decoder.truncate(end - draft.length + held);
+    onIds(made);
+    if (!going) break;
+  }
+  if (made.length && !counts.passes) onIds(made);
+  return counts;
+}
