@@ -33,7 +33,7 @@ function message(text, bad = false) {
   $('setup-message').classList.toggle('bad', bad);
 }
 
-const wish = () => ({ device: $('device').value, variant: $('variant').value, threads: Number($('threads').value), memory: $('memory').value });
+const wish = () => ({ device: $('device').value, variant: $('variant').value, threads: Number($('threads').value), runtime: $('runtime').value });
 
 // ---------------------------------------------------------------- before the download
 
@@ -201,7 +201,7 @@ function showStats({ stats, stopped, finished }) {
   const parts = [
     stats.ttft === null ? null : `first token after ${seconds(stats.ttft)}`,
     stats.tokensPerSecond === null ? null : `${stats.tokensPerSecond.toFixed(stats.tokensPerSecond < 10 ? 1 : 0)} tokens/s`,
-    `${stats.newTokens} tokens`,
+    stats.passes ? `${stats.newTokens} tokens in ${stats.passes} passes` : `${stats.newTokens} tokens`,
     `${stats.promptTokens - stats.reusedTokens} of ${stats.promptTokens} prompt tokens run`,
     stats.grammar ? `grammar ${stats.grammar.msPerToken.toFixed(2)} ms/token` : null,
     stopped ? 'stopped' : finished ? null : 'cut at the token limit',
@@ -331,7 +331,7 @@ $('delete').addEventListener('click', async () => {
   if (!state.model) await look();
   else $('delete').hidden = true;
 });
-for (const id of ['device', 'variant', 'threads', 'memory']) $(id).addEventListener('change', look);
+for (const id of ['device', 'variant', 'threads', 'runtime']) $(id).addEventListener('change', look);
 $('form').addEventListener('submit', (event) => {
   event.preventDefault();
   ask($('query').value);
@@ -360,6 +360,6 @@ async function serviceWorker() {
   } catch { /* the page works without it */ }
 }
 
-for (const id of ['device', 'threads', 'memory', 'grammar']) if (query.get(id)) $(id).value = query.get(id);
+for (const id of ['device', 'threads', 'runtime', 'grammar']) if (query.get(id)) $(id).value = query.get(id);
 await Promise.all([look(), serviceWorker()]);
 if (query.has('start')) load();

@@ -1,5 +1,7 @@
 /** What the engines share, in Node and in the browser: prompts, tokens, and the dialogue so far. */
 
+import { GrammarProcessor, compileGrammar, userSpans, vocabularyOf } from './grammar.js';
+
 /** Ids that end an answer: end of text, start of a tool response, end of turn. */
 export const STOP_IDS = [1, 50, 106];
 /** The sentence that switches FunctionGemma to function calling. */
@@ -51,8 +53,8 @@ export class Stopped extends Error {
   }
 }
 
-/** What an answer took; `start`, `first` and `last` are when it began, and when its first and its last token came. */
-export function figures({ prompt, reused, made, finished, start, first, last, ...more }) {
+/** What an answer took; `start`, `first` and `last` are when it began, and when its first token (`together` of them) and its last came. */
+export function figures({ prompt, reused, made, finished, start, first, last, together = 1, ...more }) {
   const count = made + (finished ? 1 : 0);
   const decoding = (last - first) / 1000;
   return {
@@ -61,7 +63,7 @@ export function figures({ prompt, reused, made, finished, start, first, last, ..
     newTokens: made,
     ttft: first ? (first - start) / 1000 : null,
     seconds: (performance.now() - start) / 1000,
-    tokensPerSecond: count > 1 && decoding > 0 ? (count - 1) / decoding : null,
+    tokensPerSecond: count > together && decoding > 0 ? (count - together) / decoding : null,
     ...more,
   };
 }
@@ -109,6 +111,17 @@ export class BaseEngine {
     const asked = [question('a', trigger), question('7', later)];
     const [a, b] = asked.map((messages) => this.encode(this.render(messages, tools)));
     return a.slice(0, commonLength(a, b));
+  }
+
+  /**
+   * A logits processor for the answer to a prompt about `tools`; `mode` 'call' wants a whole call, anything else calls or
+   * text. The arguments `verbatim` hold words of the dialogue.
+   */
+  constrain(tools, prompt, { mode = true, verbatim = [] } = {}) {
+    this.vocabulary ??= vocabularyOf(this.tokenizer);
+    const close = mode === 'call';
+    const grammar = compileGrammar(tools, { text: !close, verbatim, context: userSpans(prompt) });
+    return new GrammarProcessor(grammar, this.vocabulary, { close });
   }
 
   /** Throw when `signal` says stop, after waiting messages had their turn. */

@@ -17,7 +17,7 @@ export { deviceName } from './device.js';
 /**
  * @typedef {import('./calls.js').Call} Call
  * @typedef {{loaded: number, total: number, file: string, step?: string}} Progress bytes so far and in all; `step` once they are here
- * @typedef {{promptTokens: number, reusedTokens: number, newTokens: number, ttft: number|null, seconds: number, tokensPerSecond: number|null, grammar?: object}} Stats times in seconds
+ * @typedef {{promptTokens: number, reusedTokens: number, newTokens: number, ttft: number|null, seconds: number, tokensPerSecond: number|null, passes?: number, grammar?: object}} Stats times in seconds; `passes` of the model where it is on our own kernels
  * @typedef {{calls: Call[], text: string, error: string|null, problems: string[][], ids: number[], finished: boolean, stopped: boolean, stats: Stats, prompt: string}} Answer
  *   `calls` are the parsed calls; `error` says why the text is no call when it is malformed; `problems[i]` is what the schema has against call i
  * @typedef {object} LoadOptions
@@ -25,7 +25,7 @@ export { deviceName } from './device.js';
  * @property {'auto'|'webgpu'|'wasm'} [device]
  * @property {string} [variant] 'auto' or a deployed variant, such as 'q4'
  * @property {number} [threads] for WASM; 0 leaves the choice
- * @property {'auto'|'small'} [memory] for WASM; 'small' keeps the weights packed: less memory, slower answers
+ * @property {'auto'|'kernels'|'onnxruntime'} [runtime] for WASM: our own kernels, or onnxruntime, which is slower
  * @property {boolean} [usePrefix] take the shipped keys and values of the tool declarations (default true)
  * @property {(progress: Progress) => void} [onProgress]
  * @property {AbortSignal} [signal] pauses the download; what arrived is kept
@@ -81,7 +81,7 @@ class Link {
 let idle = null; // a worker that has looked at the site, ready to load
 const take = () => idle ?? (idle = new Link());
 const folder = (base) => new URL(base ?? './', globalThis.document?.baseURI ?? globalThis.location.href).href.replace(/[^/]*$/, '');
-const wishOf = ({ device = 'auto', variant = 'auto', threads = 0, memory = 'auto' }) => ({ device, variant, threads, memory });
+const wishOf = ({ device = 'auto', variant = 'auto', threads = 0, runtime = 'auto' }) => ({ device, variant, threads, runtime });
 
 /** What would be loaded, before anything is: size, variant, device and why, and how much of it is cached. */
 export function inspect(options = {}) {

@@ -6,8 +6,9 @@ import { CHUNK, decodeGreedily } from './decoding.js';
 import { BaseEngine, STOP_IDS, commonLength, figures } from './dialogue.js';
 import { Drafter } from './drafts.js';
 import { userSpans } from './grammar.js';
-import { toType } from './prompt_cache.js';
 
+/** Tokens of a dialogue that memory is set aside for, in steps. */
+const ROOM = 512;
 const SPECIAL = ['bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token'];
 
 /** A tokenizer with its chat template, to be used as one of transformers.js is. */
@@ -44,12 +45,43 @@ export class TemplateTokenizer {
   }
 }
 
+/** A decoder's keys and values as a prompt cache has them. */
+function tensorsOf(decoder) {
+  const { heads, dim } = decoder.keyValueShape;
+  const { keys, values, length } = decoder.getCache();
+  const tensors = {};
+  for (const [kind, list] of [['key', keys], ['value', values]]) {
+    for (const [layer, data] of list.entries()) {
+      tensors[`past_key_values.${layer}.${kind}`] = { type: 'float32', dims: [1, heads, length, dim], data };
+    }
+  }
+  return tensors;
+}
+
+/** The other way about; a prompt cache of another model is refused. */
+function cacheOf(decoder, tensors, length) {
+  const { layers, heads, dim } = decoder.keyValueShape;
+  const take = (kind) => Array.from({ length: layers }, (_, layer) => {
+    const name = `past_key_values.${layer}.${kind}`;
+    const { dims, data } = tensors[name] ?? {};
+    if (dims?.join() !== [1, heads, length, dim].join()) throw new Error(`the prompt cache holds no ${name} of ${length} tokens for this model`);
+    return data;
+  });
+  return { keys: take('key'), values: take('value'), length };
+}
+
 /** A loaded model. */
 export class NativeEngine extends BaseEngine {
-  /** @param {object} parts `decoder` (of `createDecoder`), `tokenizer` (a `TemplateTokenizer`), `table` (an NgramTable or null) */
-  constructor({ decoder, tokenizer, table = null }) {
+  /**
+   * @param {object} parts
+   * @param {(capacity: number) => Promise<object>} parts.create a Decoder of so many tokens; asked for again where a dialogue is longer
+   * @param {object} parts.tokenizer a `TemplateTokenizer`
+   * @param {object|null} [parts.table] an NgramTable
+   */
+  constructor({ create, tokenizer, table = null }) {
     super(tokenizer);
-    this.decoder = decoder;
+    this.create = create;
+    this.decoder = null;
     this.table = table;
     this.held = []; // the tokens whose keys and values the decoder holds
     this.shipped = 0; // how many of them came from `stored`
@@ -57,12 +89,13 @@ export class NativeEngine extends BaseEngine {
 
   /** Run `ids` (in pieces, so that a stop does not wait long) and keep their keys and values for all later prompts. */
   async prefill(ids, { signal = null } = {}) {
-    await this.#truncate(0);
+    await this.reserve(ids.length);
+    this.#truncate(0);
     for (let at = 0; at < ids.length; at += CHUNK) {
       await this.pause(signal);
       await this.decoder.run(ids.slice(at, at + CHUNK), { logits: 'none' });
+      this.held = ids.slice(0, this.decoder.length);
     }
-    this.held = [...ids];
     this.shipped = ids.length;
     this.stored = { ids: [...ids], tensors: tensorsOf(this.decoder) };
   }
@@ -70,7 +103,16 @@ export class NativeEngine extends BaseEngine {
   /** Take keys and values computed elsewhere: `{ids, tensors: {name: {type, dims, data}}}`. */
   setPrefix({ ids, tensors }) {
     this.stored = { ids: [...ids], tensors };
-    this.#restore();
+    this.shipped = 0;
+  }
+
+  /** Have a decoder that so many tokens fit into. */
+  async reserve(tokens) {
+    if (tokens <= (this.decoder?.capacity ?? 0)) return;
+    await this.decoder?.dispose();
+    this.decoder = null;
+    [this.held, this.shipped] = [[], 0];
+    this.decoder = await this.create(Math.ceil(tokens / ROOM) * ROOM);
   }
 
   /** Put the stored keys and values into the decoder. */
@@ -81,7 +123,7 @@ export class NativeEngine extends BaseEngine {
     this.shipped = ids.length;
   }
 
-  async #truncate(length) {
+  #truncate(length) {
     this.decoder.truncate(length);
     this.held.length = length;
     this.shipped = Math.min(this.shipped, length);
@@ -113,9 +155,7 @@ export class NativeEngine extends BaseEngine {
    */
   async generateIds(ids, { maxTokens = 256, onIds = null, signal = null, grammar = null, drafts = true } = {}) {
     const start = performance.now();
-    if (ids.length + maxTokens > this.decoder.capacity) {
-      throw new Error(`the dialogue is too long: ${ids.length} tokens and an answer of ${maxTokens}, ${this.decoder.capacity} fit`);
-    }
+    await this.reserve(ids.length + maxTokens);
     const reused = this.#resume(ids);
     const made = [];
     let [first, together, last, stopped, counts] = [0, 1, 0, false, {}];
@@ -153,6 +193,7 @@ export class NativeEngine extends BaseEngine {
   async dispose() {
     this.last = null;
     this.stored = null;
-    await this.decoder.dispose();
+    await this.decoder?.dispose();
+    this.decoder = null;
   }
 }

@@ -64,7 +64,7 @@ def next_tokens(answers: Iterable[list[int]]) -> dict[tuple[int, ...], tuple[int
 
 
 def write_drafts(answers: Iterable[list[int]], path: str | Path) -> int:
-    """Write the table (`NgramTable` of web/drafts.js says how); returns its entries. The most frequent contexts stay."""
+    """Write the table (`NgramTable` of web/drafts.js says how), the most frequent contexts; returns how many."""
     found = next_tokens(answers)
     usual = sorted(found, key=lambda context: (-found[context][2], len(context), context))[:MOST]
     entries = {context_hash(context): found[context] for context in reversed(usual)}
