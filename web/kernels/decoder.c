@@ -59,6 +59,11 @@ typedef v128_t vec;
 #define min(a, b) ((a) < (b) ? (a) : (b))
 #define max(a, b) ((a) > (b) ? (a) : (b))
 
+#ifdef __wasm_relaxed_simd__
+enum { RELAXED = 1 };
+#else
+enum { RELAXED = 0 };
+#endif
 enum { TILE = 8, KEYS = 32, MAX_BLOCKS = 512, SPIN = 4000 };
 
 /* codes as stored; scales [panel][block][4], zeros [panel][block][4] */
@@ -251,11 +256,7 @@ INLINE void put4(u8 *out, vec a, vec b) {
 }
 
 /* Bytes of an activation whose partner has 4 bits; with 8 bits it takes two in both builds. */
-#ifdef __wasm_relaxed_simd__
-enum { BYTES4 = 1 };
-#else
-enum { BYTES4 = 2 };
-#endif
+enum { BYTES4 = RELAXED ? 1 : 2 };
 
 INLINE vec round16(const f32 *x, vec inverse) {
   vec i[4];
@@ -294,11 +295,7 @@ EXPORT(quantize) void quantize(const f32 *x, i32 width, i32 bits, i32 block, u8 
     }
     sums[0] = top / 127.0f;
     sums[1] = sum;
-#ifdef __wasm_relaxed_simd__
-    sums[2] = bits == 8 ? (size - sum) / 2 + 128 * sum : 0;  /* |a| of the negative ones; codes were taken less 128 */
-#else
-    sums[2] = 0;
-#endif
+    sums[2] = RELAXED && bits == 8 ? (size - sum) / 2 + 128 * sum : 0;  /* |a| of negative a; codes were taken less 128 */
     sums[3] = 0;
   }
 }
@@ -626,6 +623,7 @@ static void pass(Model *m, i32 thread) {
   i32 from = 0;
   for (i32 i = 0; i < m->layers; i++) from = run_layer(m, i, thread);
   if (m->keep) run_head(m, from);
+  barrier(m);  /* behind it no thread reads the job any more, and decoder.js may write the next one */
 }
 
 /* The first thread's part of a job, which begins it; returns when all have finished. */

@@ -15,16 +15,26 @@ export const FORMAT = 1; // of the layout
 
 export class DecoderError extends Error {}
 
-/** A module with one i32x4.relaxed_dot_i8x16_i7x16_add_s: engines without relaxed SIMD reject it. */
+/**
+ * A module whose `dot(a, b)` is i32x4.relaxed_dot_i8x16_i7x16_add_s of bytes a and bytes b, plus 1, in its first lane.
+ * Engines without relaxed SIMD reject it, and an engine that computes it wrongly is caught: V8 11.3, behind a flag, adds
+ * the product twice in its baseline compiler.
+ */
 const RELAXED = new Uint8Array([
-  0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, 1, 5, 1, 0x60, 0, 1, 0x7b, 3, 2, 1, 0, 10, 19, 1, 17, 0,
-  0x41, 0, 0xfd, 15, 0x41, 0, 0xfd, 15, 0x41, 0, 0xfd, 15, 0xfd, 0x93, 2, 11,
+  0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, 1, 7, 1, 0x60, 2, 0x7f, 0x7f, 1, 0x7f, 3, 2, 1, 0, 7, 7, 1, 3, 0x64, 0x6f, 0x74, 0, 0,
+  10, 22, 1, 20, 0, 0x20, 0, 0xfd, 15, 0x20, 1, 0xfd, 15, 0x41, 1, 0xfd, 17, 0xfd, 0x93, 2, 0xfd, 0x1b, 0, 11,
 ]); // prettier-ignore
+
+function relaxedIsExact() {
+  if (!WebAssembly.validate(RELAXED)) return false;
+  const { dot } = new WebAssembly.Instance(new WebAssembly.Module(RELAXED)).exports;
+  return [[-128, 127], [127, 127], [-3, 5], [100, 0]].every(([a, b]) => dot(a, b) === 4 * a * b + 1); // prettier-ignore
+}
 
 /** What this engine can do: `{relaxed, threads}`. */
 export function features() {
   const shared = typeof SharedArrayBuffer !== 'undefined' && globalThis.crossOriginIsolated !== false;
-  return { relaxed: WebAssembly.validate(RELAXED), threads: shared };
+  return { relaxed: relaxedIsExact(), threads: shared };
 }
 
 /** The words of the structs in decoder.c, in order; a Matrix is seven words, Quantized two. */
