@@ -126,8 +126,8 @@ export async function decodeGreedily(decoder, prompt, { maxTokens, grammar = nul
   };
   while (maxTokens > 0) {
     if (!force()) break;
-    const draft = drafter ? drafter.propose(made, place, Math.min(MOST, maxTokens - made.length) - 1) : [];
-    await read(waiting.length - (draft.length ? MOST - draft.length : Math.min(waiting.length, CHUNK)));
+    await read(waiting.length - CHUNK);
+    const draft = drafter ? drafter.propose(made, place, Math.min(MOST - waiting.length, maxTokens - made.length - 1)) : [];
     const places = [place];
     for (const id of draft) places.push(places.at(-1).after(id));
     const rows = rowsOf(places, decoder.vocabSize);

@@ -17,16 +17,12 @@ import numpy as np
 from ..core.errors import ExportError
 from ..data.prefixes import common_prefix
 from ..engines.ort import OrtError, OrtModel
-from ..export.dequantized import SESSION
 from ..export.layout import model_file
 from .constrained import Constraint
 
 
 class OrtGenerator:
-    """Greedy generation over a folder that `export_onnx` and `quantize` wrote. Raises OrtError.
-
-    `dequantized` takes the second graph over the variant's weights that a deployed site has (`write_dequantized`).
-    """
+    """Greedy generation over a folder that `export_onnx` and `quantize` wrote. Raises OrtError."""
 
     def __init__(
         self,
@@ -36,16 +32,15 @@ class OrtGenerator:
         stop_ids: Iterable[int] | None = None,
         threads: int | None = None,
         batch_size: int = 8,
-        dequantized: bool = False,
     ):
         from tokenizers import Tokenizer
 
         folder = Path(onnx_dir)
         try:
-            path = folder / "onnx" / model_file(variant, dequantized)
+            path = folder / "onnx" / model_file(variant)
         except ExportError as error:
             raise OrtError(str(error)) from None
-        self.model = OrtModel(path, threads, settings=SESSION if dequantized else None)
+        self.model = OrtModel(path, threads)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         if stop_ids is None:
             stop_ids = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]

@@ -64,6 +64,14 @@ const scenarios = {
       assert.equal(first.fromCache, 0);
       assert.equal(first.prefix, 'shipped');
       assert.equal(first.device, 'wasm');
+      assert.equal(first.runtime, job.runtime);
+      const loaded = Object.values(first.parts).reduce((sum, bytes) => sum + bytes, 0);
+      assert.equal(loaded, first.bytes, 'the parts are all that was loaded');
+      const paths = seen.map(([path]) => path);
+      const [own, other] = [/tokenizers|jinja|kernels\/\w+\.\w+\.wasm|kernels\.json/, /transformers|ort-wasm|\.onnx$|\/config\.json/];
+      const [used, unused] = job.runtime === 'kernels' ? [own, other] : [other, own];
+      assert.ok(paths.some((path) => used.test(path)));
+      assert.deepEqual(paths.filter((path) => unused.test(path)), [], 'nothing of a runtime that is not used');
       assert.ok(first.threads > 1, 'threads');
       await tick(page, 'tools-on', false);
       const answers = [];
@@ -99,7 +107,7 @@ const scenarios = {
   async one_thread() {
     return fresh({ url: job.plain, serviceWorkers: 'block' }, async ({ page, job: here }) => {
       await visit(page, here);
-      assert.equal(await text(page, '#fact-device'), 'WASM, one thread');
+      assert.match(await text(page, '#fact-device'), /^WASM.*, one thread$/);
       assert.match(await text(page, '#why'), /not cross-origin isolated/);
       await start(page);
       assert.equal((await info(page)).threads, 1);
@@ -168,6 +176,25 @@ const scenarios = {
     }, /404|ERR_|Failed to load/);
   },
 
+  /** Helper threads that do not start: one thread; kernels that do not start at all: onnxruntime. The page says why. */
+  async fallbacks() {
+    const found = {};
+    for (const [name, block] of [['one', '**/kernels/helper.js'], ['none', '**/runtime/tokenizers*']]) {
+      await fresh({ serviceWorkers: 'block' }, async ({ context, page, job: here }) => {
+        await context.route(block, (route) => route.abort('failed'));
+        await visit(page, here);
+        await start(page);
+        await tick(page, 'tools-on', false);
+        const { runtime, threads, why } = await info(page);
+        found[name] = { runtime, threads, why, ids: (await ask(page, job.queries[0])).turns[0].answer.ids };
+      }, /ERR_|Failed to load/);
+    }
+    assert.deepEqual([found.one.runtime, found.one.threads, found.none.runtime], ['kernels', 1, 'onnxruntime']);
+    assert.match(found.one.why, /WASM, \d+ threads failed/);
+    assert.match(found.none.why, /WASM, one thread failed/);
+    return { ids: [found.one.ids, found.none.ids] };
+  },
+
   /** Tools that changed since the prompt cache was computed: it is not used, a new one is made and kept. */
   async other_tools() {
     return fresh({ serviceWorkers: 'block' }, async ({ context, page, job: here }) => {
@@ -200,7 +227,7 @@ const scenarios = {
         await route.fulfill({ response, json: { ...(await response.json()), format: 1 } });
       });
       await visit(page, here);
-      assert.match(await text(page, '#setup-message'), /site\.json has format 1, and this page reads 3: build the site again$/);
+      assert.match(await text(page, '#setup-message'), /site\.json has format 1, and this page reads 4: build the site again$/);
       assert.equal(await text(page, '#load'), 'Try again');
     });
   },

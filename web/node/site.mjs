@@ -74,7 +74,7 @@ async function serve() {
     async generate({ prompts, constrained = false, drafts = true, maxTokens }) {
       const { site, engine } = opened;
       for (const [index, prompt] of prompts.entries()) {
-        const ids = typeof prompt === 'string' ? engine.encode(prompt) : prompt;
+        const ids = typeof prompt === 'string' ? engine.encodeNext(prompt) : prompt;
         const text = engine.decode(ids);
         const grammar = constrained ? engine.constrain(site.tools, text, { mode: constrained, verbatim: site.verbatim }) : null;
         const answer = await engine.generateIds(ids, { maxTokens: maxTokens ?? site.max_tokens, grammar, drafts });
