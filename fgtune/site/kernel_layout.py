@@ -166,8 +166,8 @@ def _check(graph: _Graph, config: Gemma3Config, layers: list[dict]) -> None:
     if graph.half or graph.metadata.get("fgtune.residual_scale", "1.0") != "1.0":
         raise DeployError(f"{graph.name} computes in float16: the kernels compute in float32")
     if config.hidden_size % 16 or config.head_dim % 16 or config.heads % config.kv_heads:
-        raise DeployError(f"hidden size {config.hidden_size} and heads of {config.head_dim}: the kernels need multiples "
-                          f"of 16")  # fmt: skip
+        sizes = f"hidden size {config.hidden_size} and {config.heads} heads of {config.head_dim}"
+        raise DeployError(f"{graph.name} has {sizes}: the kernels need multiples of 16")
     for layer in layers:
         for name in PRODUCTS:
             if len({(part["width"], part["block"]) for part in layer[name]}) > 1:

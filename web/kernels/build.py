@@ -20,11 +20,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCE, RECORD = HERE / "decoder.c", HERE / "build.json"
+# fmt: off
 COMPILE = ("--target=wasm32-freestanding", "-std=c11", "-O3", "-ffreestanding", "-nostdlibinc", "-ffp-contract=off",
            "-Wall", "-Wextra", "-Werror", "-msimd128", "-mbulk-memory", "-mnontrapping-fptoint", "-msign-ext",
-           "-mmutable-globals")  # fmt: skip
+           "-mmutable-globals",
+           "-mllvm", "-disable-lsr")  # LLVM's loop strength reduction turns offsets of loads into additions
 LINK = ("--no-entry", "--import-memory", "--export=__stack_pointer", "--stack-first", "-z", "stack-size=32768",
-        "--strip-all")  # fmt: skip
+        "--strip-all")
+# fmt: on
 THREADS, SHARED = ("-matomics",), ("--shared-memory", f"--max-memory={1 << 32}")
 RELAXED = ("-mrelaxed-simd",)
 #: file -> flags of the compiler, flags of the linker

@@ -324,25 +324,28 @@ typedef struct { const u8 *row[4]; const f32 *scales; const u8 *zeros; } Panel;
 INLINE void panel_product(const Panel *p, i32 blocks, const u8 *a, i32 stride, const f32 *sums, vec *out,
                           const i32 rows, const i32 bits, const i32 block) {
   const u8 *w0 = p->row[0], *w1 = p->row[1], *w2 = p->row[2], *w3 = p->row[3];
+  const i32 step = block * bits / 8 < 32 ? 16 : 32;  /* bytes of codes in an iteration */
   for (i32 r = 0; r < rows; r++) out[r] = splat(0);
   for (i32 b = 0; b < blocks; b++) {
     vec acc[2][4];
     for (i32 r = 0; r < rows; r++) acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = splat(0);
+#pragma clang loop unroll(disable)
+    for (const u8 *end = w0 + block * bits / 8; w0 < end;) {
 #pragma clang loop unroll(full)
-    for (i32 k = 0; k < block * bits / 8; k += 16) {
-      vec q[4] = {load(w0 + k), load(w1 + k), load(w2 + k), load(w3 + k)};
+      for (i32 k = 0; k < step; k += 16) {
+        vec q[4] = {load(w0 + k), load(w1 + k), load(w2 + k), load(w3 + k)};
 #pragma clang loop unroll(full)
-      for (i32 j = 0; j < 4; j++)
-        if (bits == 8) {
-          for (i32 r = 0; r < rows; r++) acc[r][j] = dot8(acc[r][j], q[j], a + r * stride + 2 * k);
-        } else {
-          vec low = wasm_v128_and(q[j], wasm_i8x16_splat(15)), high = wasm_u8x16_shr(q[j], 4);
-          for (i32 r = 0; r < rows; r++)
-            acc[r][j] = dot4(acc[r][j], low, high, a + r * stride + 2 * BYTES4 * k);
-        }
+        for (i32 j = 0; j < 4; j++)
+          if (bits == 8) {
+            for (i32 r = 0; r < rows; r++) acc[r][j] = dot8(acc[r][j], q[j], a + r * stride + 2 * k);
+          } else {
+            vec half = wasm_i8x16_splat(15), low = wasm_v128_and(q[j], half);
+            vec high = wasm_v128_and(wasm_u16x8_shr(q[j], 4), half);
+            for (i32 r = 0; r < rows; r++) acc[r][j] = dot4(acc[r][j], low, high, a + r * stride + 2 * BYTES4 * k);
+          }
+      }
+      w0 += step, w1 += step, w2 += step, w3 += step, a += 2 * step * (bits == 8 ? 1 : BYTES4);
     }
-    w0 += block * bits / 8, w1 += block * bits / 8, w2 += block * bits / 8, w3 += block * bits / 8;
-    a += block * (bits == 8 ? 2 : BYTES4);
     vec zeros = wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(p->zeros + 4 * b)));
     vec scales = load(p->scales + 4 * b), zero = wasm_f32x4_convert_i32x4(zeros);
     for (i32 r = 0; r < rows; r++) {
