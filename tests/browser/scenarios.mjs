@@ -176,25 +176,6 @@ const scenarios = {
     }, /404|ERR_|Failed to load/);
   },
 
-  /** Helper threads that do not start: one thread; kernels that do not start at all: onnxruntime. The page says why. */
-  async fallbacks() {
-    const found = {};
-    for (const [name, block] of [['one', '**/kernels/helper.js'], ['none', '**/runtime/tokenizers*']]) {
-      await fresh({ serviceWorkers: 'block' }, async ({ context, page, job: here }) => {
-        await context.route(block, (route) => route.abort('failed'));
-        await visit(page, here);
-        await start(page);
-        await tick(page, 'tools-on', false);
-        const { runtime, threads, why } = await info(page);
-        found[name] = { runtime, threads, why, ids: (await ask(page, job.queries[0])).turns[0].answer.ids };
-      }, /ERR_|Failed to load/);
-    }
-    assert.deepEqual([found.one.runtime, found.one.threads, found.none.runtime], ['kernels', 1, 'onnxruntime']);
-    assert.match(found.one.why, /WASM, \d+ threads failed/);
-    assert.match(found.none.why, /WASM, one thread failed/);
-    return { ids: [found.one.ids, found.none.ids] };
-  },
-
   /** Tools that changed since the prompt cache was computed: it is not used, a new one is made and kept. */
   async other_tools() {
     return fresh({ serviceWorkers: 'block' }, async ({ context, page, job: here }) => {
