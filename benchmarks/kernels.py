@@ -4,9 +4,9 @@
     python benchmarks/kernels.py --run runs/quickstart --ways simd1,relaxed1,ort1 --rounds 5
 
 `--run` is a finished run: its prompts and recorded answers of stage 08 are fed, so every way does the same work, and
-the likeliest token is compared with the recorded one at each place. A way is a build (`relaxed`, `simd`) or `ort`, and its
-threads. Ways take turns, one prompt each; medians with the least and the most. `cpu` columns are seconds of processor
-time: on a busy machine they tell more than the clock.
+the likeliest token is compared with the recorded one at each place. A way is a build (`relaxed`, `simd`) or `ort`, and
+its threads. Ways take turns, one prompt each; medians with the least and the most. `cpu` columns are processor time:
+on a busy machine they tell more than the clock.
 """
 
 from __future__ import annotations
