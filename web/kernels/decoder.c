@@ -64,7 +64,7 @@ enum { RELAXED = 1 };
 #else
 enum { RELAXED = 0 };
 #endif
-enum { TILE = 8, KEYS = 32, MAX_BLOCKS = 512, SPIN = 4000 };
+enum { TILE = 8, KEYS = 32, MAX_BLOCKS = 512, RUN = 32, GROUP = 16, CACHED = 20480, SPIN = 4000 };
 
 /* codes as stored; scales [panel][block][4], zeros [panel][block][4] */
 typedef struct { const u8 *codes; f32 *scales; u8 *zeros; i32 rows, width, bits, block; } Matrix;
@@ -320,47 +320,75 @@ INLINE vec dot4(vec acc, vec low, vec high, const u8 *a) { return dot8(dot8(acc,
 /* Four rows of a matrix: where their codes begin, and their panel of scales and zero points. */
 typedef struct { const u8 *row[4]; const f32 *scales; const u8 *zeros; } Panel;
 
-/* out[r] = four results for row r of `rows` (1 or 2) rows of activations. Sizes are constants where this is inlined. */
-INLINE void panel_product(const Panel *p, i32 blocks, const u8 *a, i32 stride, const f32 *sums, vec *out,
-                          const i32 rows, const i32 bits, const i32 block) {
-  const u8 *w0 = p->row[0], *w1 = p->row[1], *w2 = p->row[2], *w3 = p->row[3];
-  const i32 step = block * bits / 8 < 32 ? 16 : 32;  /* bytes of codes in an iteration */
-  for (i32 r = 0; r < rows; r++) out[r] = splat(0);
-  for (i32 b = 0; b < blocks; b++) {
-    vec acc[2][4];
-    for (i32 r = 0; r < rows; r++) acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = splat(0);
+/* One vector of codes against `rows` rows of activations, each with a sum of its own. Sizes are constants where this and
+ * the next functions are inlined. */
+INLINE void dots(vec *acc, vec q, const u8 *a, i32 stride, const i32 rows, const i32 bits) {
+  vec half = wasm_i8x16_splat(15), low = wasm_v128_and(q, half), high = wasm_v128_and(wasm_u16x8_shr(q, 4), half);
+  for (i32 r = 0; r < rows; r++)
+    acc[4 * r] = bits == 8 ? dot8(acc[4 * r], q, a + r * stride) : dot4(acc[4 * r], low, high, a + r * stride);
+}
+
+/* Four results with block b added, of which acc[j] holds the sums of row j of the panel. */
+INLINE vec add_block(vec result, const vec *acc, const Panel *p, i32 b, const f32 *sums) {
+  vec zeros = wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(p->zeros + 4 * b)));
+  vec exact = add(wasm_f32x4_convert_i32x4(int_sums(acc[0], acc[1], acc[2], acc[3])), splat(sums[2]));
+  exact = sub(exact, mul(wasm_f32x4_convert_i32x4(zeros), splat(sums[1])));
+  return add(result, mul(exact, mul(load(p->scales + 4 * b), splat(sums[0]))));
+}
+
+/* Four results for one row of activations, which waits for memory. So the rows of the matrix are read one after the
+ * other, RUN blocks of each: one stream, which processors read ahead. Their sums wait in `part` for the other rows. */
+INLINE void panel_once(const Panel *p, i32 blocks, const u8 *a, const f32 *sums, vec *out, const i32 bits,
+                       const i32 block) {
+  const i32 bytes = block * bits / 8, ratio = bits == 8 ? 2 : 2 * BYTES4;
+  vec part[RUN][4], result = splat(0);
+  for (i32 from = 0; from < blocks; from += RUN) {
+    i32 run = min(RUN, blocks - from);
 #pragma clang loop unroll(disable)
-    for (const u8 *end = w0 + block * bits / 8; w0 < end;) {
+    for (i32 j = 0; j < 4; j++) {
+      const u8 *w = p->row[j] + from * bytes, *x = a + from * bytes * ratio;
+#pragma clang loop unroll(disable)
+      for (i32 b = 0; b < run; b++, w += bytes, x += bytes * ratio) {
+        vec acc = splat(0);
+#pragma clang loop unroll(full)
+        for (i32 k = 0; k < bytes; k += 16) dots(&acc, load(w + k), x + k * ratio, 0, 1, bits);
+        part[b][j] = acc;
+      }
+    }
+#pragma clang loop unroll(disable)
+    for (i32 b = 0; b < run; b++) result = add_block(result, part[b], p, from + b, sums + 4 * (from + b));
+  }
+  out[0] = result;
+}
+
+/* Four results for each of two rows of activations, which wait for the arithmetic: every code that is read meets both,
+ * and the eight sums of a block stay in registers. */
+INLINE void panel_twice(const Panel *p, i32 blocks, const u8 *a, i32 stride, const f32 *sums, vec *out, const i32 bits,
+                        const i32 block) {
+  const u8 *w0 = p->row[0], *w1 = p->row[1], *w2 = p->row[2], *w3 = p->row[3];
+  const i32 bytes = block * bits / 8, step = min(bytes, 32), ratio = bits == 8 ? 2 : 2 * BYTES4;
+  out[0] = out[1] = splat(0);
+  for (i32 b = 0; b < blocks; b++) {
+    vec acc[8];
+    for (i32 i = 0; i < 8; i++) acc[i] = splat(0);
+#pragma clang loop unroll(disable)
+    for (const u8 *end = w0 + bytes; w0 < end;) {
 #pragma clang loop unroll(full)
       for (i32 k = 0; k < step; k += 16) {
         vec q[4] = {load(w0 + k), load(w1 + k), load(w2 + k), load(w3 + k)};
-#pragma clang loop unroll(full)
-        for (i32 j = 0; j < 4; j++)
-          if (bits == 8) {
-            for (i32 r = 0; r < rows; r++) acc[r][j] = dot8(acc[r][j], q[j], a + r * stride + 2 * k);
-          } else {
-            vec half = wasm_i8x16_splat(15), low = wasm_v128_and(q[j], half);
-            vec high = wasm_v128_and(wasm_u16x8_shr(q[j], 4), half);
-            for (i32 r = 0; r < rows; r++) acc[r][j] = dot4(acc[r][j], low, high, a + r * stride + 2 * BYTES4 * k);
-          }
+        for (i32 j = 0; j < 4; j++) dots(acc + j, q[j], a + k * ratio, stride, 2, bits);
       }
-      w0 += step, w1 += step, w2 += step, w3 += step, a += 2 * step * (bits == 8 ? 1 : BYTES4);
+      w0 += step, w1 += step, w2 += step, w3 += step, a += step * ratio;
     }
-    vec zeros = wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(p->zeros + 4 * b)));
-    vec scales = load(p->scales + 4 * b), zero = wasm_f32x4_convert_i32x4(zeros);
-    for (i32 r = 0; r < rows; r++) {
-      const f32 *s = sums + (r * blocks + b) * 4;
-      vec exact = wasm_f32x4_convert_i32x4(int_sums(acc[r][0], acc[r][1], acc[r][2], acc[r][3]));
-      exact = sub(add(exact, splat(s[2])), mul(zero, splat(s[1])));
-      out[r] = add(out[r], mul(exact, mul(scales, splat(s[0]))));
-    }
+    out[0] = add_block(out[0], acc, p, b, sums + 4 * b);
+    out[1] = add_block(out[1], acc + 4, p, b, sums + 4 * (blocks + b));
   }
 }
 
 #define CASE(bits, block) \
   case bits * 1000 + block: \
-    if (rows == 2) panel_product(p, blocks, a, stride, sums, out, 2, bits, block); \
-    else panel_product(p, blocks, a, stride, sums, out, 1, bits, block); \
+    if (rows == 2) panel_twice(p, blocks, a, stride, sums, out, bits, block); \
+    else panel_once(p, blocks, a, sums, out, bits, block); \
     break;
 static void panel_rows(const Matrix *w, const Panel *p, const u8 *a, const f32 *sums, vec *out, i32 rows) {
   i32 blocks = w->width / w->block, stride = 2 * w->width;
@@ -388,23 +416,28 @@ INLINE Panel panel_of(const Matrix *w, const i32 *picked, i32 n, i32 count, f32 
   return p;
 }
 
-/* Results n = from...to of `rows` rows: out[r * stride + (columns ? columns[n] : n)] for rows (picked or all) of w. */
+/* Results n = from...to of `rows` rows: out[r * stride + (columns ? columns[n] : n)] for rows (picked or all) of w. As
+ * many panels as stay in the first-level cache meet each pair of rows, and write their results side by side. */
 static void product_range(const Matrix *w, Quantized x, i32 rows, f32 *out, i32 stride, const i32 *picked,
                           const i32 *columns, i32 count, i32 from, i32 to) {
   f32 s[4 * MAX_BLOCKS];
   u8 z[4 * MAX_BLOCKS];
-  i32 blocks = w->width / w->block;
-  for (i32 n = from; n < to; n += 4) {
-    Panel p = panel_of(w, picked, n, count, s, z);
+  Panel panel[GROUP];
+  i32 blocks = w->width / w->block, group = picked ? 1 : max(1, min(GROUP, CACHED / (w->width * w->bits / 2)));
+  for (i32 first = from; first < to; first += 4 * group) {
+    i32 last = min(to, first + 4 * group);
+    for (i32 n = first; n < last; n += 4) panel[(n - first) / 4] = panel_of(w, picked, n, count, s, z);
     for (i32 r = 0; r < rows; r += 2) {
       i32 both = min(2, rows - r);
-      vec found[2];
-      panel_rows(w, &p, x.codes + r * 2 * w->width, x.sums + r * blocks * 4, found, both);
-      for (i32 i = 0; i < both; i++) {
-        f32 *to_row = out + (r + i) * stride, lane[4];
-        if (!columns && n + 4 <= to) { store(to_row + n, found[i]); continue; }
-        store(lane, found[i]);
-        for (i32 j = 0; j < min(4, to - n); j++) to_row[columns ? columns[n + j] : n + j] = lane[j];
+      for (i32 n = first; n < last; n += 4) {
+        vec found[2];
+        panel_rows(w, panel + (n - first) / 4, x.codes + r * 2 * w->width, x.sums + r * blocks * 4, found, both);
+        for (i32 i = 0; i < both; i++) {
+          f32 *to_row = out + (r + i) * stride, lane[4];
+          if (!columns && n + 4 <= to) { store(to_row + n, found[i]); continue; }
+          store(lane, found[i]);
+          for (i32 j = 0; j < min(4, to - n); j++) to_row[columns ? columns[n + j] : n + j] = lane[j];
+        }
       }
     }
   }
