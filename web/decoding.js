@@ -26,7 +26,7 @@ export class Place {
     return new Place(grammar, grammar?.state, grammar?.left);
   }
 
-  /** The tokens that may follow, ascending; null where all may. @returns {Int32Array|null} */
+  /** The tokens that may follow, in no order; null where all may. @returns {Int32Array|null} */
   allowed() {
     if (this.grammar) this.ids ??= this.grammar.allowed(this.state, this.left);
     return this.ids;
@@ -63,8 +63,8 @@ export function likeliest(logits, ids, rows = null) {
   if (!ids) for (let id = 0; id < logits.length; id += 1) { if (logits[id] > score) [best, score] = [id, logits[id]]; }
   else if (!rows) for (const id of ids) { if (id < logits.length) see(id, logits[id]); }
   else {
-    const wanted = rows.length === ids.length ? null : new Set(ids);
-    for (let i = 0; i < rows.length; i += 1) if (!wanted || wanted.has(rows[i])) see(rows[i], logits[i]);
+    const wanted = new Set(ids);
+    for (let i = 0; i < rows.length; i += 1) if (wanted.has(rows[i])) see(rows[i], logits[i]);
   }
   if (best < 0) throw new Error('the model gives no number for any token that is allowed');
   return best;
