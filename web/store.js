@@ -231,20 +231,33 @@ export class Store {
     return out.buffer;
   }
 
-  /** `length` bytes of the file from `offset` on; the part that was read last is at hand. @returns {Promise<Uint8Array>} */
+  /**
+   * `length` bytes of the file from `offset` on, valid until the next call. A model is read so, piece by piece: one part
+   * is at hand, and the one before it is let go of at once, not when a garbage collector finds the time.
+   * @returns {Promise<Uint8Array>}
+   */
   async read(path, offset, length) {
     const file = this.files.get(path);
-    const out = new Uint8Array(length);
+    if (!(this.scratch?.length >= length)) this.scratch = new Uint8Array(Math.max(length, PART));
+    const out = this.scratch.subarray(0, length);
     for (let at = offset; at < offset + length;) {
       const index = Math.floor(at / PART);
       const key = this.#key(file, index);
-      if (this.recent?.key !== key) this.recent = { key, bytes: await this.#part(file, index) };
+      if (this.recent?.key !== key) {
+        this.#forget();
+        this.recent = { key, bytes: await this.#part(file, index) };
+      }
       const piece = this.recent.bytes.subarray(at - index * PART, Math.min(offset + length - index * PART, PART));
       if (!piece.length) throw new DownloadError(`${path}: only ${file.bytes} bytes, ${offset + length} wanted`, false);
       out.set(piece, at - offset);
       at += piece.length;
     }
     return out;
+  }
+
+  #forget() {
+    if (this.recent && !this.memory.has(this.recent.key)) this.recent.bytes.buffer.transfer?.(0);
+    this.recent = null;
   }
 
   /** Have the service worker's cache hold scripts that were imported, so that the page starts without a network. */
@@ -271,7 +284,8 @@ export class Store {
 
   /** Forget parts in memory: the model has been built from them. */
   release() {
-    this.recent = null;
+    this.#forget();
+    this.scratch = null;
     if (this.cache && this.kept) this.memory.clear();
   }
 
