@@ -193,6 +193,7 @@ export class Store {
     if (this.cache && this.kept) {
       try {
         await this.cache.put(key, new Response(bytes, { headers: { 'content-length': String(bytes.length) } }));
+        bytes.buffer.transfer?.(0); // the memory is free now, not when a garbage collector finds the time
         return;
       } catch {
         this.kept = false; // no room: the rest stays in memory for this visit
@@ -233,7 +234,7 @@ export class Store {
 
   /**
    * `length` bytes of the file from `offset` on, valid until the next call. A model is read so, piece by piece: one part
-   * is at hand, and the one before it is let go of at once, not when a garbage collector finds the time.
+   * is at hand, and the one before it is let go of at once.
    * @returns {Promise<Uint8Array>}
    */
   async read(path, offset, length) {
