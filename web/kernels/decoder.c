@@ -416,6 +416,11 @@ INLINE Panel panel_of(const Matrix *w, const i32 *picked, i32 n, i32 count, f32 
   return p;
 }
 
+/* Read one word of each cache line, in order, so that what follows finds them in the cache whatever its order is. */
+static void fetch(const u8 *p, i32 bytes) {
+  for (i32 i = 0; i < bytes; i += 64) (void)*(const volatile u8 *)(p + i);
+}
+
 /* Results n = from...to of `rows` rows: out[r * stride + (columns ? columns[n] : n)] for rows (picked or all) of w. As
  * many panels as stay in the first-level cache meet each pair of rows, and write their results side by side. */
 static void product_range(const Matrix *w, Quantized x, i32 rows, f32 *out, i32 stride, const i32 *picked,
@@ -427,6 +432,7 @@ static void product_range(const Matrix *w, Quantized x, i32 rows, f32 *out, i32 
   for (i32 first = from; first < to; first += 4 * group) {
     i32 last = min(to, first + 4 * group);
     for (i32 n = first; n < last; n += 4) panel[(n - first) / 4] = panel_of(w, picked, n, count, s, z);
+    if (rows > 1 && !picked) fetch(panel[0].row[0], (last - first) * (w->width * w->bits / 8));
     for (i32 r = 0; r < rows; r += 2) {
       i32 both = min(2, rows - r);
       for (i32 n = first; n < last; n += 4) {
