@@ -20,6 +20,8 @@ function el(tag, className = '', ...content) {
 
 const MB = 1e6;
 const megabytes = (bytes) => (bytes >= 10 * MB || bytes === 0 ? `${Math.round(bytes / MB)} MB` : `${(bytes / MB).toFixed(1)} MB`);
+const PARTS = { runtime: 'program', model: 'model', prefix: 'tool declarations', drafts: 'usual answers' };
+const partsText = (parts) => Object.entries(parts).filter(([, bytes]) => bytes).map(([name, bytes]) => `${PARTS[name]} ${bytes < MB / 10 ? `${Math.ceil(bytes / 1000)} kB` : megabytes(bytes)}`).join(', ');
 const seconds = (value) => (value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(value < 10 ? 1 : 0)} s`);
 
 function span(value) {
@@ -69,7 +71,7 @@ async function look() {
   $('fact-variant').textContent = best.variant;
   $('fact-device').textContent = deviceName(best);
   $('fact-cached').textContent = best.have === 0 ? 'nothing yet' : missing ? `${megabytes(best.have)} of ${megabytes(best.bytes)}` : `all ${megabytes(best.bytes)}`;
-  $('why').textContent = best.why ? `Why ${deviceName(best)}: ${best.why}.` : '';
+  $('why').textContent = `${best.why ? `Why ${deviceName(best)}: ${best.why}. ` : ''}In parts: ${partsText(best.parts)}.`;
   if (!found.lasting) $('why').textContent += ' This browser keeps no files for this page: they are downloaded at each visit.';
   if (found.room !== null && missing > found.room) message(`The browser offers ${megabytes(found.room)} of storage: the rest is downloaded again next time.`, true);
   $('delete').hidden = best.have === 0;
@@ -186,7 +188,7 @@ function loaded() {
   $('fact-device').textContent = deviceName(info);
   $('fact-cached').textContent = info.kept ? `all ${megabytes(info.bytes)}` : 'no room: downloaded again next time';
   const took = info.seconds.download + info.seconds.start + info.seconds.prefix;
-  $('why').textContent = [`Ready in ${seconds(took)}; ${prefix}.`, info.why ? `Why ${deviceName(info)}: ${info.why}.` : ''].join(' ');
+  $('why').textContent = [`Ready in ${seconds(took)}; ${prefix}.`, info.why ? `Why ${deviceName(info)}: ${info.why}.` : '', `In parts: ${partsText(info.parts)}.`].filter(Boolean).join(' ');
   $('setup').dataset.state = 'loaded';
   $('delete').hidden = !info.kept;
   $('run').disabled = false;

@@ -100,11 +100,15 @@ function needs(candidate, usePrefix = true) {
   return [...Object.values(rest), usePrefix ? prefix : []].flat();
 }
 
+/** Bytes of each part of what a candidate needs. */
+const partsOf = (candidate, usePrefix = true) => Object.fromEntries(
+  Object.entries(filesOf(site, candidate)).map(([part, list]) => [part, usePrefix || part !== 'prefix' ? size(list) : 0]),
+);
 const size = (paths) => paths.reduce((sum, path) => sum + store.files.get(path).bytes, 0);
 
 async function describe(candidate) {
   const paths = needs(candidate);
-  return { ...candidate, bytes: size(paths), have: await store.have(paths), files: paths.length };
+  return { ...candidate, bytes: size(paths), parts: partsOf(candidate), have: await store.have(paths), files: paths.length };
 }
 
 function shown() {
@@ -136,7 +140,7 @@ async function start(candidate, failures, usePrefix, id, signal, started) {
     prefix,
     prefixTokens: engine.stored?.ids.length ?? 0,
     bytes: size(paths),
-    parts: Object.fromEntries(Object.entries(filesOf(site, candidate)).map(([part, list]) => [part, size(list)])),
+    parts: partsOf(candidate, usePrefix),
     fromCache: have,
     kept: store.kept,
     seconds: {

@@ -67,6 +67,7 @@ const scenarios = {
       assert.equal(first.runtime, job.runtime);
       const loaded = Object.values(first.parts).reduce((sum, bytes) => sum + bytes, 0);
       assert.equal(loaded, first.bytes, 'the parts are all that was loaded');
+      assert.match(await text(page, '#why'), /In parts: program [\d.]+ [kM]B, model [\d.]+ (MB|kB), tool declarations [\d.]+ (MB|kB)\.$/);
       const paths = seen.map(([path]) => path);
       const [own, other] = [/tokenizers|jinja|kernels\/\w+\.\w+\.wasm|kernels\.json/, /transformers|ort-wasm|\.onnx$|\/config\.json/];
       const [used, unused] = job.runtime === 'kernels' ? [own, other] : [other, own];
