@@ -25,7 +25,11 @@ async function load({ layout, folder, threads, build, capacity }) {
   return { seconds: now() - begin, ...features(), rss: process.memoryUsage().rss };
 }
 
-const largest = (logits) => logits.reduce((best, value, i) => (value > logits[best] ? i : best), 0);
+function largest(logits) {
+  let best = 0;
+  for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
+  return best;
+}
 
 /** Read a prompt, then an answer token by token; `chosen` are the likeliest tokens after each. */
 function answer({ prompt, answer: tokens }) {
