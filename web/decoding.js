@@ -32,6 +32,11 @@ export class Place {
     return this.ids;
   }
 
+  /** Whether few tokens may follow. */
+  few() {
+    return this.allowed()?.length <= FEW;
+  }
+
   allows(id) {
     return !this.grammar || this.grammar.after(this.state, id) >= 0;
   }
@@ -74,12 +79,56 @@ export function likeliest(logits, ids, rows = null) {
 function rowsOf(places, size) {
   const all = new Set();
   for (const place of places) {
-    const ids = place.allowed();
-    if (!ids || ids.length > FEW) return null;
-    for (const id of ids) if (id < size) all.add(id);
+    if (!place.few()) return null;
+    for (const id of place.allowed()) if (id < size) all.add(id);
     if (all.size > FEW) return null;
   }
   return Int32Array.from(all).sort();
+}
+
+/**
+ * How long passes take on this machine, learned from those that ran: one token, and each further one, where few ids or
+ * all get logits. It decides only how long a draft pays.
+ */
+export class Pace {
+  constructor() {
+    this.one = [20, 12]; // ms: all ids, few of them; a guess until passes have run
+    this.more = [8, 5]; // hopeful, so that drafts are tried
+  }
+
+  /** The ms that a pass of so many tokens is expected to take. */
+  cost(tokens, few) {
+    return this.one[Number(few)] + (tokens - 1) * this.more[Number(few)];
+  }
+
+  /** A pass took so many ms; one that was held up counts little. */
+  note(tokens, few, ms) {
+    const [list, seen] = tokens === 1 ? [this.one, ms] : [this.more, Math.max(0, ms - this.one[Number(few)]) / (tokens - 1)];
+    list[Number(few)] += 0.25 * (Math.min(seen, 3 * list[Number(few)]) - list[Number(few)]);
+    if (tokens === 1) this.more[Number(few)] *= 0.99; // so that drafts are tried again
+  }
+}
+
+/**
+ * How much of a draft is worth checking: where the passes that it is likely to save take the longest, less what they
+ * add to this one.
+ * @param {{chance: number}[]} draft
+ * @param {Place[]} places the place before each of its tokens, and the last
+ * @param {number} waiting tokens that the pass reads in any case
+ * @param {Pace} pace
+ */
+export function worthChecking(draft, places, waiting, pace) {
+  let few = places[0].few();
+  const alone = pace.cost(waiting, few);
+  let [best, most, saved] = [0, 0, 0];
+  draft.forEach(({ chance }, i) => {
+    const next = places[i + 1].few();
+    few &&= next;
+    saved += chance * pace.cost(1, next);
+    const gain = saved + alone - pace.cost(waiting + i + 1, few);
+    if (gain > most) [best, most] = [i + 1, gain];
+  });
+  return best;
 }
 
 /**
@@ -90,13 +139,14 @@ function rowsOf(places, size) {
  * @param {number} options.maxTokens
  * @param {object|null} [options.grammar] a GrammarProcessor
  * @param {object|null} [options.drafter] makes drafts; without one each pass gives one token
+ * @param {Pace} [options.pace] says which drafts are worth a check
  * @param {() => Promise<void>} [options.pause] awaited before each pass; it may throw
  * @param {(ids: number[]) => void} [options.onIds] called after each pass with all ids so far
  * @param {number[]} [options.made] takes the ids, the stop id with them
  * @returns {Promise<{passes: number, promptPasses: number, forced: number, drafted: number, accepted: number}>} `passes` gave
  *   logits, `forced` tokens needed none, `accepted` of `drafted` ones held
  */
-export async function decodeGreedily(decoder, prompt, { maxTokens, grammar = null, drafter = null, pause = async () => {}, onIds = () => {}, made = [] }) {
+export async function decodeGreedily(decoder, prompt, { maxTokens, grammar = null, drafter = null, pace = new Pace(), pause = async () => {}, onIds = () => {}, made = [] }) {
   const counts = { passes: 0, promptPasses: 0, forced: 0, drafted: 0, accepted: 0 };
   let waiting = [...prompt]; // chosen or given, not yet read by the decoder
   let place = Place.first(grammar, maxTokens);
@@ -127,12 +177,17 @@ export async function decodeGreedily(decoder, prompt, { maxTokens, grammar = nul
   while (maxTokens > 0) {
     if (!force()) break;
     await read(waiting.length - CHUNK);
-    const draft = drafter ? drafter.propose(made, place, Math.min(MOST - waiting.length, maxTokens - made.length - 1)) : [];
+    const guesses = drafter ? drafter.propose(made, place, Math.min(MOST - waiting.length, maxTokens - made.length - 1)) : [];
     const places = [place];
-    for (const id of draft) places.push(places.at(-1).after(id));
+    for (const { id } of guesses) places.push(places.at(-1).after(id));
+    const worth = worthChecking(guesses, places, waiting.length, pace);
+    const draft = guesses.slice(0, worth).map(({ id }) => id);
+    places.length = worth + 1;
     const rows = rowsOf(places, decoder.vocabSize);
     await pause();
+    const began = performance.now();
     const scores = await decoder.run([...waiting, ...draft], { logits: draft.length ? 'all' : 'last', rows });
+    if (waiting.length + draft.length <= MOST) pace.note(waiting.length + draft.length, Boolean(rows), performance.now() - began);
     counts.passes += 1;
     counts.drafted += draft.length;
     const width = rows?.length ?? decoder.vocabSize;

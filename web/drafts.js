@@ -7,7 +7,7 @@ import { STOP_IDS } from './dialogue.js';
 import { CONTROL_TOKEN } from './calls.js';
 
 /** A draft goes on as long as its last token is at least this likely to be the one that is chosen. */
-const LEAST = 0.3;
+const LEAST = 0.2;
 /** How likely guesses hold, as counted on answers: the bytes are forced, and the text around them may join them. */
 const FORCED = 0.95;
 const FORCED_AT_END = 0.5;
@@ -84,19 +84,20 @@ export class Drafter {
   }
 
   /**
-   * At most `most` tokens that may come after `made`; none of them ends the answer.
+   * At most `most` tokens that may come after `made`, none of which ends the answer: `[{id, chance}]`, where `chance` is
+   * that this token and all before it are chosen.
    * @param {number[]} made the tokens of the answer so far
    * @param {object} place where the answer stands in its grammar (`Place` of `decoding.js`)
    */
   propose(made, place, most) {
     const draft = [];
     let chance = 1;
-    for (let at = place; draft.length < most && at; at = at.after(draft.at(-1))) {
-      const guess = at.only() ?? this.#guess([...made, ...draft], at);
+    for (let at = place; draft.length < most && at; at = at.after(draft.at(-1).id)) {
+      const guess = at.only() ?? this.#guess([...made, ...draft.map(({ id }) => id)], at);
       if (guess === null || !at.allows(guess.id) || STOP_IDS.includes(guess.id)) break;
       chance *= guess.chance;
       if (chance < LEAST) break;
-      draft.push(guess.id);
+      draft.push({ id: guess.id, chance });
     }
     return draft;
   }

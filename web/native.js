@@ -2,7 +2,7 @@
  * The model on our own WebAssembly kernels (`kernels/decoder.js`), with the tokenizer and the chat templates that
  * transformers.js is built on. Their modules are handed in, so that nothing here knows where they came from.
  */
-import { CHUNK, decodeGreedily } from './decoding.js';
+import { CHUNK, Pace, decodeGreedily } from './decoding.js';
 import { BaseEngine, STOP_IDS, commonLength, figures } from './dialogue.js';
 import { Drafter } from './drafts.js';
 import { userSpans } from './grammar.js';
@@ -86,6 +86,7 @@ export class NativeEngine extends BaseEngine {
     this.create = create;
     this.decoder = null;
     this.table = table;
+    this.pace = new Pace();
     this.held = []; // the tokens whose keys and values the decoder holds
     this.shipped = 0; // how many of them came from `stored`
   }
@@ -164,7 +165,7 @@ export class NativeEngine extends BaseEngine {
     let [first, together, last, stopped, counts] = [0, 1, 0, false, {}];
     try {
       counts = await decodeGreedily(this.decoder, ids.slice(reused), {
-        maxTokens, grammar, made,
+        maxTokens, grammar, made, pace: this.pace,
         drafter: drafts ? this.#drafter(ids) : null,
         pause: () => this.pause(signal),
         onIds: (all) => {

@@ -1,7 +1,7 @@
 /** Decoding with drafts gives the tokens of plain decoding, in fewer passes. `node --test` */
 import assert from 'node:assert/strict';
 import test from 'node:test';
-import { MOST, decodeGreedily, likeliest } from '../../web/decoding.js';
+import { MOST, Pace, Place, decodeGreedily, likeliest, worthChecking } from '../../web/decoding.js';
 import { STOP_IDS } from '../../web/dialogue.js';
 import { Drafter, NgramTable, contextHash } from '../../web/drafts.js';
 import { GrammarProcessor, compileGrammar } from '../../web/grammar.js';
@@ -14,6 +14,7 @@ const TOOLS = [
 const REQUEST = 'city weather: true, call 10 of callous';
 
 const VOCABULARY = smallVocabulary();
+const EVEN = { cost: (tokens) => 10 + tokens, note() {} }; // the same pace on every machine
 
 /** The usual tokens of a text: the longest that fits, from left to right. */
 function encode(text) {
@@ -134,7 +135,7 @@ test('drafts and forced tokens change no token, and save passes', async () => {
     const table = [null, tableOf([encode(ANSWERS[0])]), tableOf(ANSWERS.map(encode))][seed % 3];
     for (const drafter of [null, new Drafter({ encode, decode: spell, context: [REQUEST], table })]) {
       const [toy, made] = [toyFor(seed, text), []];
-      const counts = await decodeGreedily(toy, prompt, { ...options, drafter, made });
+      const counts = await decodeGreedily(toy, prompt, { ...options, drafter, made, pace: seed % 2 ? EVEN : undefined });
       assert.deepEqual(made, expected, `seed ${seed}${drafter ? ', with drafts' : ''}`);
       assert.deepEqual(toy.held, [...prompt, ...made].slice(0, toy.length), 'it holds what was chosen, and nothing else');
       if (drafter) {
@@ -159,7 +160,7 @@ test('the usual tokens of forced bytes are a draft, and another spelling that th
     const likes = new Map(spelled.map((token, i) => [[7, 8, 9, start, ...spelled.slice(0, i)].slice(-3).join(), token]));
     const [toy, made] = [new Toy(1, likes), []];
     const drafter = new Drafter({ encode, decode: spell });
-    const counts = await decodeGreedily(toy, [7, 8, 9], { grammar, maxTokens: spelled.length + 1, drafter, made });
+    const counts = await decodeGreedily(toy, [7, 8, 9], { grammar, maxTokens: spelled.length + 1, drafter, made, pace: EVEN });
     assert.deepEqual(made, [start, ...spelled]);
     if (spelled === usual) assert.ok(counts.passes <= 2, `${counts.passes} passes`);
   }
@@ -182,6 +183,20 @@ test('a table of drafts: the longest context that is known, and no damaged file'
   assert.ok(Math.abs(table.next([5]).chance - 240 / 255) < 1e-9);
   assert.equal(table.next([4]), null);
   assert.throws(() => new NgramTable(Uint32Array.from([1, 2, 3]).buffer), /damaged/);
+});
+
+test('a draft is as long as it pays', () => {
+  const places = Array.from({ length: 5 }, () => new Place(null));
+  const draft = [0.9, 0.8, 0.3, 0.25].map((chance, id) => ({ id, chance }));
+  const worth = (more, waiting = 1) => worthChecking(draft, places, waiting, { cost: (tokens) => 10 + more * (tokens - 1) });
+  assert.deepEqual([worth(0.1), worth(4), worth(8.5), worth(11)], [4, 2, 1, 0]);
+  assert.equal(worth(4, 3), 2, 'what is read in any case counts for nothing');
+  const pace = new Pace();
+  for (let i = 0; i < 60; i += 1) { pace.note(1, false, 40); pace.note(8, false, 40 + 7 * 30); }
+  assert.ok(Math.abs(pace.cost(1, false) - 40) < 2 && Math.abs(pace.cost(8, false) - 250) < 25, `${pace.cost(8, false)} ms`);
+  const before = pace.cost(1, false);
+  pace.note(1, false, 100 * before);
+  assert.ok(pace.cost(1, false) < 1.6 * before, 'a pass that was held up counts little');
 });
 
 test('a long prompt is read in pieces, and a stop takes effect between two passes', async () => {
