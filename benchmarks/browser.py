@@ -27,6 +27,7 @@ sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 WAYS = {
     "kernels, 2 threads": {"threads": 2, "runtime": "kernels"},
     "kernels, 1 thread": {"threads": 1, "runtime": "kernels"},
+    "kernels, no drafts": {"threads": 2, "runtime": "kernels", "drafts": False},
     "onnxruntime": {"runtime": "onnxruntime"},  # the fallback: packed weights, all threads
 }
 

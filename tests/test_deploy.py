@@ -434,7 +434,8 @@ def test_kernels_in_node_go_on_with_a_dialogue(node_site):
 
 @pytest.mark.browser
 def test_kernels_and_onnxruntime_in_chromium(kernel_site, node_site):
-    ways = {"threads": {}, "one thread": {"isolated": False}, "onnxruntime": {"runtime": "onnxruntime"}}
+    ways = {"threads": {}, "one thread": {"isolated": False}, "plain": {"drafts": False},
+            "onnxruntime": {"runtime": "onnxruntime"}}  # fmt: skip
     answers, generator = {}, OrtGenerator(kernel_site / "model", "q4", max_tokens=MAX_TOKENS)
     for name, how in ways.items():
         rows = try_in_browser(kernel_site, QUERIES, timeout=300, **how)
@@ -446,7 +447,7 @@ def test_kernels_and_onnxruntime_in_chromium(kernel_site, node_site):
     prompts = [row["prompt"] for row in rows]
     for prompt, ours, theirs in zip(prompts, answers["threads"], answers["onnxruntime"], strict=True):
         same_but_for_ties(generator, prompt, ours, theirs)
-    assert answers["threads"] == answers["one thread"]
+    assert answers["threads"] == answers["one thread"] == answers["plain"]
     assert answers["threads"] == [answer["ids"] for answer in node_site(prompts)]
 
 

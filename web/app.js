@@ -272,7 +272,7 @@ async function ask(text) {
     if (!raw) open();
     raw.textContent = part;
   };
-  const options = { signal: controller.signal, constrained: { off: false, any: true, call: 'call' }[$('grammar').value], onText };
+  const options = { signal: controller.signal, constrained: { off: false, any: true, call: 'call' }[$('grammar').value], drafts: query.get('drafts') !== 'off', onText };
   open();
   try {
     if ($('tools-on').checked) {

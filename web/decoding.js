@@ -87,8 +87,8 @@ function rowsOf(places, size) {
 }
 
 /**
- * How long passes take on this machine, learned from those that ran: one token, and each further one, where few ids or
- * all get logits. It decides only how long a draft pays.
+ * How long passes take on this machine where nothing holds them up, learned from those that ran: one token, and each
+ * further one, where few ids or all get logits. It decides only how long a draft pays.
  */
 export class Pace {
   constructor() {
@@ -101,11 +101,13 @@ export class Pace {
     return this.one[Number(few)] + (tokens - 1) * this.more[Number(few)];
   }
 
-  /** A pass took so many ms; one that was held up counts little. */
+  /** A pass took so many ms. The least that was seen counts, and slowly loses its weight: whatever holds a pass up adds to it. */
   note(tokens, few, ms) {
-    const [list, seen] = tokens === 1 ? [this.one, ms] : [this.more, Math.max(0, ms - this.one[Number(few)]) / (tokens - 1)];
-    list[Number(few)] += 0.25 * (Math.min(seen, 3 * list[Number(few)]) - list[Number(few)]);
-    if (tokens === 1) this.more[Number(few)] *= 0.99; // so that drafts are tried again
+    const at = Number(few);
+    if (tokens === 1) {
+      this.one[at] = Math.min(ms, this.one[at] * 1.03);
+      this.more[at] *= 0.99; // so that drafts are tried again
+    } else this.more[at] = Math.min(Math.max(0, ms - this.one[at]) / (tokens - 1), this.more[at] * 1.03);
   }
 }
 

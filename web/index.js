@@ -136,7 +136,8 @@ export class Model {
   /**
    * Ask one question.
    * @param {string} query
-   * @param {{onText?: (text: string, count: number) => void, signal?: AbortSignal, maxTokens?: number, constrained?: boolean|'call'}} [options] `constrained` as the site has it by default
+   * @param {{onText?: (text: string, count: number) => void, signal?: AbortSignal, maxTokens?: number, constrained?: boolean|'call', drafts?: boolean}} [options] `constrained` as the site has it by default; without
+   *   `drafts` each pass of the model gives one token: the same ones, later
    * @returns {Promise<Answer>}
    */
   call(query, options = {}) {
@@ -149,13 +150,13 @@ export class Model {
    * @param {{developer?: string}} [options] and those of `call`; `developer` is the text of the developer turn
    * @returns {Promise<Answer>}
    */
-  async chat(messages, { onText = null, signal = null, maxTokens, constrained = this.site.constrained, developer = this.trigger } = {}) {
+  async chat(messages, { onText = null, signal = null, maxTokens, constrained = this.site.constrained, drafts = true, developer = this.trigger } = {}) {
     for (const { role, content } of messages) {
       const token = role !== 'tool' && typeof content === 'string' ? findControlToken(content) : null;
       if (token) throw new Error(`The text holds the control token ${token}, which only the format itself may use.`);
     }
     const turns = messages[0]?.role === 'developer' ? messages : [{ role: 'developer', content: developer }, ...messages];
-    const answer = await this.#link.ask('generate', { messages: turns, maxTokens, constrained }, {
+    const answer = await this.#link.ask('generate', { messages: turns, maxTokens, constrained, drafts }, {
       onMessage: (message) => onText?.(message.text, message.count), signal,
     });
     return { ...answer, ...this.read(answer.text) };

@@ -69,7 +69,7 @@ const operations = {
     return null;
   },
 
-  async generate({ messages, withTools = true, prompt = null, maxTokens, constrained = false }, id, signal) {
+  async generate({ messages, withTools = true, prompt = null, maxTokens, constrained = false, drafts = true }, id, signal) {
     if (!engine) throw new Error('no model is loaded');
     const text = prompt ?? engine.render(messages, withTools ? tools : null);
     const grammar = constrained ? engine.constrain(tools, text, { mode: constrained, verbatim: site.verbatim }) : null;
@@ -77,6 +77,7 @@ const operations = {
       maxTokens: maxTokens ?? site.max_tokens ?? 256,
       signal,
       grammar,
+      drafts,
       onIds: (ids) => post(id, { type: 'ids', text: engine.decode(ids), count: ids.length }),
     });
     if (grammar) answer.stats.grammar = grammar.cost();

@@ -41,6 +41,7 @@ export async function visit(page, job) {
   for (const key of ['device', 'variant']) if (job[key] && job[key] !== 'auto') url.searchParams.set(key, job[key]);
   if (job.threads) url.searchParams.set('threads', job.threads);
   if (job.runtime) url.searchParams.set('runtime', job.runtime);
+  if (job.drafts === false) url.searchParams.set('drafts', 'off');
   if (job.usePrefix === false) url.searchParams.set('prefix', 'off');
   if (job.serviceWorkers === 'block') url.searchParams.set('sw', 'off');
   await page.goto(url.href);
