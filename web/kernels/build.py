@@ -72,10 +72,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the files (default: here)")
     options = parser.parse_args()
-    record = build(options.out)
-    (options.out / RECORD.name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    out = options.out.resolve()
+    record = build(out)
+    (out / RECORD.name).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     for name in record["files"]:
-        print(f"{name}: {(options.out / name).stat().st_size:,} bytes")
+        print(f"{name}: {(out / name).stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -31,13 +31,20 @@
  *
  * Without relaxed SIMD the codes are widened to 16 bits (i32x4.dot_i16x8), with the same sums.
  *
- * PANELS. Four rows of a matrix are multiplied together: their four block sums become one vector, which scales and zero
- * points, stored as four neighbours, meet lane by lane. While a prompt is read two rows of activations share
- * the loads, and a panel stays in the first-level cache until all of a pass's rows have met it.
+ * PANELS. Four rows of a matrix are multiplied together: their four sums of a block become one vector, which scales and
+ * zero points, stored as four neighbours, meet lane by lane.
  *
- * THREADS. All run `pass`; between two barriers they take tasks from one counter, so that a slow core does less. Waiters
- * spin for a few microseconds, then sleep. There is no static data: everything lies where decoder.js put it, in
- * structs of 32-bit words whose order decoder.js knows. Sources: Gemma 3, https://arxiv.org/abs/2503.19786;
+ *   row 4n      [ block 0 ][ block 1 ] ...     -> 4 lane sums --.
+ *   row 4n + 1  [ block 0 ][ block 1 ] ...     -> 4 lane sums ---+-> one vector of 4 sums for block 0
+ *   row 4n + 2  [ block 0 ][ block 1 ] ...     -> 4 lane sums ---+   (- z * sum(a)) * (s * t), and on to block 1
+ *   row 4n + 3  [ block 0 ][ block 1 ] ...     -> 4 lane sums --'
+ *
+ * With one row of activations (an answer is written) the time goes into reading weights, with more (a prompt is read, a
+ * draft is checked) into arithmetic: `panel_once` and `panel_twice` differ in their order, not in their results.
+ *
+ * THREADS. All run `pass`; between two barriers they take tasks from one counter, so that a slow core does less.
+ * Waiters spin for a few microseconds, then sleep. There is no static data: everything lies where decoder.js put it,
+ * in structs of 32-bit words whose order decoder.js knows. Sources: Gemma 3, https://arxiv.org/abs/2503.19786;
  * MatMulNBits, onnxruntime's ContribOperators.md; relaxed SIMD, https://github.com/WebAssembly/relaxed-simd.
  */
 #include <wasm_simd128.h>
@@ -211,7 +218,7 @@ EXPORT(widen) void widen(const u16 *in, f32 *out, i32 n) {
   for (i32 i = 0; i < n; i++) out[i] = half_to_float(in[i]);
 }
 
-/* Scales (float16 or float32) and zero points as MatMulNBits has them -> panels. Rows that fill the last panel get 0. */
+/* Scales (float16 or float32) and zero points as MatMulNBits has them -> panels; the last one is filled up with 0. */
 EXPORT(arrange) void arrange(const Matrix *w, const void *scales, i32 half, const u8 *zeros) {
   i32 blocks = w->width / w->block, zero_bytes = w->bits == 8 ? blocks : (blocks + 1) / 2;
   for (i32 row = 0; row < (w->rows + 3) / 4 * 4; row++)
@@ -295,7 +302,7 @@ EXPORT(quantize) void quantize(const f32 *x, i32 width, i32 bits, i32 block, u8 
     }
     sums[0] = top / 127.0f;
     sums[1] = sum;
-    sums[2] = RELAXED && bits == 8 ? (size - sum) / 2 + 128 * sum : 0;  /* |a| of negative a; codes were taken less 128 */
+    sums[2] = RELAXED && bits == 8 ? (size - sum) / 2 + 128 * sum : 0;  /* |a| of negative a; and codes are less 128 */
     sums[3] = 0;
   }
 }
@@ -320,8 +327,8 @@ INLINE vec dot4(vec acc, vec low, vec high, const u8 *a) { return dot8(dot8(acc,
 /* Four rows of a matrix: where their codes begin, and their panel of scales and zero points. */
 typedef struct { const u8 *row[4]; const f32 *scales; const u8 *zeros; } Panel;
 
-/* One vector of codes against `rows` rows of activations, each with a sum of its own. Sizes are constants where this and
- * the next functions are inlined. */
+/* One vector of codes against `rows` rows of activations, each with a sum of its own. Sizes are constants where this
+ * and the next functions are inlined. */
 INLINE void dots(vec *acc, vec q, const u8 *a, i32 stride, const i32 rows, const i32 bits) {
   vec half = wasm_i8x16_splat(15), low = wasm_v128_and(q, half), high = wasm_v128_and(wasm_u16x8_shr(q, 4), half);
   for (i32 r = 0; r < rows; r++)
@@ -590,23 +597,25 @@ static void place_heads(Model *m, const Layer *l, i32 row) {
   }
 }
 
-/* Attention of rows from...count; tasks are a tile of positions and a pair of heads. */
+/* Attention of rows from...count; a task is a tile of positions and one or two heads. */
 static void attend_rows(Model *m, const Layer *l, i32 from, i32 thread) {
   i32 dim = m->dim, rows = m->count - from, tile = rows > TILE ? TILE : 1, tiles = (rows + tile - 1) / tile;
-  i32 group = m->heads / m->kv_heads, pairs = (group + 1) / 2, stride = m->capacity + 4;
+  i32 group = m->heads / m->kv_heads, stride = m->capacity + 4;
+  i32 together = tiles * m->kv_heads * ((group + 1) / 2) < m->threads ? 1 : 2;  /* heads in a task */
+  i32 pairs = (group + together - 1) / together;
   i32 q_stride = (m->heads + 2 * m->kv_heads) * dim, out_stride = m->heads * dim;
   f32 *scores = m->scores + thread * TILE * 2 * stride;
   TASKS(i, tiles * pairs * m->kv_heads) {
     i32 row = from + i / (pairs * m->kv_heads) * tile, kv = i % m->kv_heads, pair = i / m->kv_heads % pairs;
-    i32 head = kv * group + pair * 2;
+    i32 head = kv * group + pair * together;
     attend(m->qkv + row * q_stride + head * dim, q_stride, min(tile, m->count - row), m->first + row,
            l->keys + kv * m->capacity * dim, l->values + kv * m->capacity * dim, dim, l->window, scores, stride,
-           m->mixed + row * out_stride + head * dim, out_stride, min(2, group - pair * 2));
+           m->mixed + row * out_stride + head * dim, out_stride, min(together, group - pair * together));
   }
   barrier(m);
 }
 
-/* A layer on rows; the last one goes on with the last `keep` only, since nothing reads the others. Returns the first. */
+/* A layer; the last one goes on with the last `keep` rows, since nothing reads the others. Returns the first row. */
 static i32 run_layer(Model *m, i32 index, i32 thread) {
   const Layer *l = m->layer + index;
   i32 hidden = m->hidden, count = m->count, wide = m->heads * m->dim, from = 0;

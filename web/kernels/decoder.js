@@ -17,12 +17,12 @@ export class DecoderError extends Error {}
 
 /**
  * A module whose `dot(a, b)` is i32x4.relaxed_dot_i8x16_i7x16_add_s of bytes a and bytes b, plus 1, in its first lane.
- * Engines without relaxed SIMD reject it, and an engine that computes it wrongly is caught: V8 11.3, behind a flag, adds
- * the product twice in its baseline compiler.
+ * Engines without relaxed SIMD reject it. An engine that computes it wrongly is caught: V8 11.3 (Node 20, behind a
+ * flag) adds the product twice in its baseline compiler.
  */
 const RELAXED = new Uint8Array([
-  0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, 1, 7, 1, 0x60, 2, 0x7f, 0x7f, 1, 0x7f, 3, 2, 1, 0, 7, 7, 1, 3, 0x64, 0x6f, 0x74, 0, 0,
-  10, 22, 1, 20, 0, 0x20, 0, 0xfd, 15, 0x20, 1, 0xfd, 15, 0x41, 1, 0xfd, 17, 0xfd, 0x93, 2, 0xfd, 0x1b, 0, 11,
+  0, 0x61, 0x73, 0x6d, 1, 0, 0, 0, 1, 7, 1, 0x60, 2, 0x7f, 0x7f, 1, 0x7f, 3, 2, 1, 0,
+  7, 7, 1, 3, 0x64, 0x6f, 0x74, 0, 0, 10, 22, 1, 20, 0, 0x20, 0, 0xfd, 15, 0x20, 1, 0xfd, 15, 0x41, 1, 0xfd, 17, 0xfd, 0x93, 2, 0xfd, 0x1b, 0, 11,
 ]); // prettier-ignore
 
 function relaxedIsExact() {
@@ -129,8 +129,8 @@ function planMemory(layout, threads, capacity) {
   const matrices = [];
   const matrix = (m) => {
     const panels = Math.ceil(m.rows / 4) * (m.width / m.block);
-    const found = { ...m, codes: tensor(m.qweight), scales: take(panels * 16), zeros: take(panels * 4), struct: take(28) };
-    found.raw = m;
+    const places = { codes: tensor(m.qweight), scales: take(panels * 16), zeros: take(panels * 4), struct: take(28) };
+    const found = { ...m, ...places, raw: m };
     matrices.push(found);
     return found;
   };

@@ -107,8 +107,8 @@ export function attend(q, keys, values, window) {
 /**
  * The whole decoder, token by token, without any cache of its own making but keys and values.
  * @param config the layout's sizes and `ropes`
- * @param model `{table, precise, token_ids, layers: [{qkv, out, gate_up, down, norms, window, rope}], final_norm}`; each
- *   product is a list of matrices as above, norms are arrays
+ * @param model `{table, precise, token_ids, layers, final_norm}`, a layer `{qkv, out, gate_up, down, norms, window,
+ *   rope}`: each product is a list of matrices as above, norms are arrays
  * @returns logits after each token, a list of Float32Array
  */
 export function decode(config, model, ids) {
