@@ -107,7 +107,10 @@ export class Pace {
     if (tokens === 1) {
       this.one[at] = Math.min(ms, this.one[at] * 1.03);
       this.more[at] *= 0.99; // so that drafts are tried again
-    } else this.more[at] = Math.min(Math.max(0, ms - this.one[at]) / (tokens - 1), this.more[at] * 1.03);
+    } else {
+      const seen = Math.max((ms - this.one[at]) / (tokens - 1), this.one[at] / 50); // it is never free
+      this.more[at] = Math.min(seen, this.more[at] * 1.03);
+    }
   }
 }
 

@@ -70,7 +70,7 @@ def try_in_browser(
     ttft, tokens_per_second, new_tokens, prompt_tokens, reused_tokens, grammar_ms (per token, where constrained),
     answer}`; the first also carries `page` (device, variant, why, load seconds, memory) and `screenshots` (paths, when
     a folder is given). Without `isolated` the headers are left out and the service worker is blocked: one thread. With
-    `runtime` "onnxruntime" the page does without its own kernels, without `drafts` each of their passes gives one token.
+    `runtime` "onnxruntime" the page does without its own kernels, without `drafts` each pass gives one token.
     `constrained` (True, False, "call") chooses in place of the site. `timeout` is seconds for each step.
     """
     queries = [query_text(case) for case in cases]
@@ -82,8 +82,9 @@ def try_in_browser(
     with serving(site_dir, isolated=isolated) as url:
         job = browser_job(
             "ask", url=url, queries=queries, device=device, variant=variant, threads=threads, usePrefix=use_prefix,
-            drafts=drafts, runtime=runtime, runTools=run_tools, constrained=constrained, screenshots=str(folder) if folder else None,
-            serviceWorkers="allow" if isolated else "block", timeout=timeout * 1000,
+            drafts=drafts, runtime=runtime, runTools=run_tools, constrained=constrained,
+            screenshots=str(folder) if folder else None, serviceWorkers="allow" if isolated else "block",
+            timeout=timeout * 1000,
         )  # fmt: skip
         answers = run_browser(job)
     results = [answer for answer in answers if "query" in answer]
