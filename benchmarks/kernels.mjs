@@ -15,9 +15,9 @@ let decoder;
 
 async function load({ layout, folder, threads, build, capacity }) {
   const files = {};
-  const read = async (path, offset, length) => {
-    const bytes = new Uint8Array(length);
-    return bytes.subarray(0, readSync((files[path] ??= openSync(join(folder, path))), bytes, 0, length, offset));
+  const read = async (path, offset, length, room) => {
+    files[path] ??= openSync(join(folder, path));
+    return room.subarray(0, readSync(files[path], room, 0, length, offset));
   };
   const kind = (name) => ({ relaxed: file(`${name}.${build}`), simd: file(`${name}.simd`) });
   const begin = now();

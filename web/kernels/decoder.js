@@ -61,7 +61,8 @@ const AT = Object.fromEntries(MODEL.map((name, i) => [name, i]));
  * @param {object} options
  * @param wasm `{threads: {relaxed, simd}, single: {relaxed, simd}}`, each an async function that gives the file's bytes
  * @param layout what fgtune/site/kernel_layout.py wrote for the variant
- * @param read `async (path, offset, length) => Uint8Array`, called with rising offsets and at most 4 MiB
+ * @param read `async (path, offset, length, room) => Uint8Array`, called with rising offsets and at most 4 MiB, one at a
+ *   time; a reader may fill `room`, the same 4 MiB every time, and return a part of it: so nothing is left to collect
  * @param threads 1 needs no SharedArrayBuffer
  * @param capacity most tokens of a conversation
  * @param spawn `(url) => Worker` for helper threads, where the default does not suit
@@ -217,6 +218,7 @@ async function readTensors(jobs, layout, read) {
   const inline = Uint8Array.from(atob(layout.inline), (c) => c.charCodeAt(0));
   for (const { ref, target } of jobs.filter((job) => job.ref.file === undefined))
     target.set(inline.subarray(ref.offset, ref.offset + ref.length));
+  const room = new Uint8Array(PIECE);
   const outside = jobs.filter((job) => job.ref.file !== undefined && job.ref.length);
   outside.sort((a, b) => (a.ref.file < b.ref.file ? -1 : a.ref.file > b.ref.file ? 1 : a.ref.offset - b.ref.offset));
   for (let i = 0; i < outside.length;) {
@@ -230,7 +232,7 @@ async function readTensors(jobs, layout, read) {
       end = Math.max(end, ref.offset + ref.length);
     }
     for (let at = offset; at < end; at += PIECE) {
-      const piece = await read(file, at, Math.min(PIECE, end - at));
+      const piece = await read(file, at, Math.min(PIECE, end - at), room);
       if (piece.length !== Math.min(PIECE, end - at)) throw new DecoderError(`${file} is shorter than its layout says`);
       for (const { ref, target } of span) {
         const from = Math.max(at, ref.offset);
