@@ -94,6 +94,7 @@ export class Pace {
   constructor() {
     this.one = [20, 12]; // ms: all ids, few of them; a guess until passes have run
     this.more = [8, 5]; // hopeful, so that drafts are tried
+    this.trust = 0.8; // tokens of drafts that held, of those that were expected to
   }
 
   /** The ms that a pass of so many tokens is expected to take. */
@@ -106,11 +107,16 @@ export class Pace {
     const at = Number(few);
     if (tokens === 1) {
       this.one[at] = Math.min(ms, this.one[at] * 1.03);
-      this.more[at] *= 0.99; // so that drafts are tried again
+      this.more[at] *= 0.997; // so that drafts are tried again
     } else {
       const seen = Math.max((ms - this.one[at]) / (tokens - 1), this.one[at] / 50); // it is never free
-      this.more[at] = Math.min(seen, this.more[at] * 1.03);
+      this.more[at] = Math.min(seen, this.more[at] * 1.1);
     }
+  }
+
+  /** Of a draft that was checked, so many tokens held, and so many were expected to. */
+  check(held, expected) {
+    this.trust += 0.05 * (Math.min(held / expected, 1) - this.trust);
   }
 }
 
@@ -129,7 +135,7 @@ export function worthChecking(draft, places, waiting, pace) {
   draft.forEach(({ chance }, i) => {
     const next = places[i + 1].few();
     few &&= next;
-    saved += chance * pace.cost(1, next);
+    saved += pace.trust * chance * pace.cost(1, next);
     const gain = saved + alone - pace.cost(waiting + i + 1, few);
     if (gain > most) [best, most] = [i + 1, gain];
   });
@@ -209,6 +215,7 @@ export async function decodeGreedily(decoder, prompt, { maxTokens, grammar = nul
       waiting = []; // the decoder has read it with the draft
     }
     counts.accepted += held;
+    if (draft.length) pace.check(held, guesses.slice(0, worth).reduce((sum, { chance }) => sum + chance, 0));
     if (held < draft.length) decoder.truncate(end - draft.length + held);
     onIds(made);
     if (!going) break;

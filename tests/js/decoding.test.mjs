@@ -14,7 +14,7 @@ const TOOLS = [
 const REQUEST = 'city weather: true, call 10 of callous';
 
 const VOCABULARY = smallVocabulary();
-const EVEN = { cost: (tokens) => 10 + tokens, note() {} }; // the same pace on every machine
+const EVEN = { cost: (tokens) => 10 + tokens, note() {}, check() {}, trust: 1 }; // the same pace on every machine
 
 /** The usual tokens of a text: the longest that fits, from left to right. */
 function encode(text) {
@@ -188,15 +188,16 @@ test('a table of drafts: the longest context that is known, and no damaged file'
 test('a draft is as long as it pays', () => {
   const places = Array.from({ length: 5 }, () => new Place(null));
   const draft = [0.9, 0.8, 0.3, 0.25].map((chance, id) => ({ id, chance }));
-  const worth = (more, waiting = 1) => worthChecking(draft, places, waiting, { cost: (tokens) => 10 + more * (tokens - 1) });
+  const worth = (more, waiting = 1, trust = 1) => worthChecking(draft, places, waiting, { cost: (tokens) => 10 + more * (tokens - 1), trust });
   assert.deepEqual([worth(0.1), worth(4), worth(8.5), worth(11)], [4, 2, 1, 0]);
   assert.equal(worth(4, 3), 2, 'what is read in any case counts for nothing');
+  assert.equal(worth(4, 1, 0.5), 1, 'and less where drafts seldom held');
   const pace = new Pace();
   for (let i = 0; i < 90; i += 1) { pace.note(1, false, 40); pace.note(8, false, 40 + 7 * 30); }
   assert.ok(Math.abs(pace.cost(1, false) - 40) < 2 && Math.abs(pace.cost(8, false) - 250) < 15, `${pace.cost(8, false)} ms`);
   pace.note(1, false, 4000);
   assert.ok(pace.cost(1, false) < 42, 'a pass that was held up counts little');
-  for (let i = 0; i < 90; i += 1) pace.note(1, false, 40);
+  for (let i = 0; i < 200; i += 1) pace.note(1, false, 40);
   assert.ok(pace.cost(8, false) < 200, 'drafts are tried again');
 });
 
