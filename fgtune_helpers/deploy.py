@@ -29,12 +29,13 @@ def build_site(run: Run, cases: Sequence[Case]) -> SiteReport:
         run.dir / "site", examples=[case.query for case in cases], max_tokens=run.p.max_tokens,
         constrained=run.p.constrained, verbatim=run.verbatim_arguments(),
         developer_turn=DeveloperTurn.from_json(read_json(run.input("01_data") / "developer_turn.json")),
+        rows=run.rows("train", run.tokenizer("07_quantize")),
     )  # fmt: skip
 
 
 class PageReport(NamedTuple):
     """What a browser answered on the page: one dict a case (`answers`), them judged (`card`), and what the page says of
-    itself (`page`: variant, device, times). `generator` runs the page's own graph in Python, from the prompt cache that
+    itself (`page`: variant, device, times). `generator` runs the page's variant in Python, from the prompt cache that
     the page starts from; `cases` are those asked, with the prompts that the page sent."""
 
     answers: list[dict]
@@ -53,6 +54,6 @@ def try_in_browser(run: Run, cases: Sequence[Case]) -> PageReport:
     sent = [replace(case, prompt=answer["prompt"]) for case, answer in zip(cases, answers, strict=True)]
     page = answers[0]["page"]
     with whole_model(site) as model:
-        here = OrtGenerator(model, variant, max_tokens=run.p.max_tokens, dequantized=page["dequantized"])
+        here = OrtGenerator(model, variant, max_tokens=run.p.max_tokens)
     here.use_prompt_cache(*stored_prompt_cache(site, variant))
     return PageReport(answers, Scorecard(f"{variant} (Chromium)", results), page, here, sent)

@@ -6,6 +6,7 @@ import http.client
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,22 +17,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_prompt import in_node
 
 from fgtune.core.errors import DeployError, ToolMissing
 from fgtune.core.project import project_root
 from fgtune.data.developer_turn import DeveloperTurn
+from fgtune.data.rows import Row
 from fgtune.data.verbatim import is_verbatim
 from fgtune.engines.ort import OrtError
-from fgtune.export.layout import loading, model_file
 from fgtune.format.findings import SchemaError
 from fgtune.format.template import TRIGGER, render
 from fgtune.quantize.recipes import Recipe
 from fgtune.quantize.variants import quantize
-from fgtune.runtimes.node import NodeGenerator
+from fgtune.runtimes.constrained import Grammar
+from fgtune.runtimes.node import NodeGenerator, NodeProcess
 from fgtune.runtimes.onnxruntime import OrtGenerator
 from fgtune.site import browser, prompt_cache
 from fgtune.site.browser import browser_job, find_chromium, run_browser, try_in_browser
 from fgtune.site.build import build_site
+from fgtune.site.drafts import answers_of, context_hash, next_tokens, write_drafts
 from fgtune.site.manifest import file_entry, read_manifest
 from fgtune.site.pieces import piece_paths, whole_model
 from fgtune.site.prompt_cache import precompute_prompt_cache, prefix_ids, question, same_answers, stored_prompt_cache
@@ -43,6 +47,7 @@ MAX_TOKENS = 48
 SCENARIOS = ("cold_warm_offline", "one_thread", "service_worker_isolates", "webgpu", "broken_downloads", "other_tools",
              "other_scripts", "other_format", "hostile_tools", "grammar", "keyboard_and_access",
              "hundred_questions")  # fmt: skip
+OWN_SCENARIOS = ("cold_warm_offline", "one_thread", "other_tools", "hostile_tools", "grammar", "hundred_questions")
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +69,14 @@ def test_the_site_is_whole_and_repeatable(tiny_onnx, site, tmp_path):
     variant = description["variants"]["fp32"]
     assert set(variant["files"]) | {variant["prefix"]} <= set(files)
     for device in ("wasm", "webgpu"):
-        assert description["runtime"][device]["wasm"] in files
+        assert description["runtime"]["transformers"][device]["wasm"] in files
     listed = {path for entry in files.values() for path in piece_paths(entry)} | set(description["shell"])
     there = {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     assert there - listed == {
         "site.json", "sw.js", "tools.json", "model/chat_template.jinja", "model/special_tokens_map.json",
-        "runtime/LICENSE-transformers.js.txt", "runtime/LICENSE-onnxruntime.txt",
+        "runtime/LICENSE-transformers.js.txt", "runtime/LICENSE-onnxruntime.txt", "runtime/LICENSE-tokenizers.txt",
+        "runtime/LICENSE-jinja.txt", "runtime/transformers.min.js", "runtime/tokenizers.min.js", "runtime/jinja.js",
+        "runtime/ort-wasm-simd-threaded.js", "runtime/ort-wasm-simd-threaded.asyncify.js",
     }  # fmt: skip
     config = json.loads((site / "model/config.json").read_text())
     assert config["transformers.js_config"]["use_external_data_format"] == {"model.onnx": 1}
@@ -282,7 +289,7 @@ def test_opened_from_disk_the_page_says_what_to_do(site):
     assert 'serve its folder with "python -m fgtune_helpers serve"' in answer["message"]
 
 
-# ---------------------------------------------------------------- two graphs over the same weights
+# ---------------------------------------------------------------- two runtimes over the same weights
 
 
 @pytest.fixture(scope="module")
@@ -294,16 +301,27 @@ def packed_site(tiny_onnx, tmp_path_factory):
     return base / "site"
 
 
-def test_the_dequantized_graph_shares_the_data(packed_site):
+def test_the_kernels_share_the_data(packed_site):
+    """One file of weights for both runtimes, and nothing of the other runtime among what one needs."""
     description = read_manifest(packed_site)
     variant = description["variants"]["q4"]
-    dequantized, expected = variant["dequantized"], loading("q4", dequantized=True)
-    assert set(variant["files"]) - set(dequantized["files"]) == {"model/onnx/model_q4.onnx"}
-    assert set(dequantized["files"]) - set(variant["files"]) == {f"model/onnx/{model_file('q4', dequantized=True)}"}
-    assert dequantized["load"] == expected
-    assert dequantized["session"]["externalData"] == [{"path": "model_q4.onnx_data", "data": "onnx/model_q4.onnx_data"}]
-    assert set(dequantized["files"]) <= {entry["path"] for entry in description["files"]}
-    assert not set(variant["weights"]) & set(dequantized["files"]) - {"model/onnx/model_q4.onnx_data"}, "one prefix"
+    own, files = variant["kernels"], {entry["path"] for entry in description["files"]}
+    assert set(own["files"]) <= files and own["layout"] in own["files"]
+    assert set(own["files"]) - set(variant["files"]) == {own["layout"]}
+    assert set(variant["files"]) - set(own["files"]) == {
+        "model/config.json", "model/generation_config.json", "model/onnx/model_q4.onnx"
+    }  # fmt: skip
+    kernels = description["runtime"]["kernels"]
+    for threads in ("threads", "single"):
+        assert {kernels["wasm"][threads][kind] for kind in ("relaxed", "simd")} <= files
+    for name in ("tokenizers", "jinja"):
+        assert (packed_site / kernels[name]).exists() and (packed_site / f"runtime/LICENSE-{name}.txt").exists()
+    assert not [path for path in description["shell"] if path.startswith("runtime/")], "scripts come when they are used"
+    assert {"kernels/decoder.js", "kernels/helper.js", "native.js"} <= set(description["shell"])
+
+
+def test_kernels_run_only_what_is_packed(site):
+    assert read_manifest(site)["variants"]["fp32"]["kernels"] is None
 
 
 def test_python_starts_where_the_page_starts(packed_site):
@@ -315,23 +333,22 @@ def test_python_starts_where_the_page_starts(packed_site):
     prompts = [question(query, TOOLS, TRIGGER) for query in ("Weather in Rome", "Weather in Oslo")]
     other = [question(query, TOOLS[:2], TRIGGER) for query in QUERIES]
     moved = {name: array + np.float16(0.5) for name, array in arrays.items()}
-    for dequantized in (False, True):
-        generator = OrtGenerator(packed_site / "model", "q4", max_tokens=8, dequantized=dequantized)
-        own, expected = generator.generate_ids(prompts), generator.generate_ids(other)
-        generator.use_prompt_cache(ids, arrays)
-        with NodeGenerator(packed_site / "model", "q4", max_tokens=8) as node:
-            node.use_prefix(packed_site / entry["prefix"])
-            # one by one: Node would compute what several prompts share
-            answers = [node.generate_ids([prompt])[0] for prompt in prompts]
-            assert {stats["reusedTokens"] for stats in node.stats} == {len(ids)}
-            assert generator.generate_ids(prompts) == answers == own
-        logits = [generator.logits(generator.encode(prompts[0]), len(ids), cached) for cached in (False, True)]
-        np.testing.assert_allclose(*logits, atol=1e-3)
-        generator.use_prompt_cache(ids, moved)
-        assert not np.allclose(generator.logits(generator.encode(prompts[0]), len(ids)), logits[0], atol=1e-2)
-        assert generator.generate_ids(prompts) != own, "they are what it starts from"
-        assert generator.generate_ids(other) == expected, "prompts that begin otherwise do not"
-        assert generator.generate_ids(prompts) != own, "and they stay"
+    generator = OrtGenerator(packed_site / "model", "q4", max_tokens=8)
+    own, expected = generator.generate_ids(prompts), generator.generate_ids(other)
+    generator.use_prompt_cache(ids, arrays)
+    with NodeGenerator(packed_site / "model", "q4", max_tokens=8) as node:
+        node.use_prefix(packed_site / entry["prefix"])
+        # one by one: Node would compute what several prompts share
+        answers = [node.generate_ids([prompt])[0] for prompt in prompts]
+        assert {stats["reusedTokens"] for stats in node.stats} == {len(ids)}
+        assert generator.generate_ids(prompts) == answers == own
+    logits = [generator.logits(generator.encode(prompts[0]), len(ids), cached) for cached in (False, True)]
+    np.testing.assert_allclose(*logits, atol=1e-3)
+    generator.use_prompt_cache(ids, moved)
+    assert not np.allclose(generator.logits(generator.encode(prompts[0]), len(ids)), logits[0], atol=1e-2)
+    assert generator.generate_ids(prompts) != own, "they are what it starts from"
+    assert generator.generate_ids(other) == expected, "prompts that begin otherwise do not"
+    assert generator.generate_ids(prompts) != own, "and they stay"
     with pytest.raises(OrtError, match="does not hold"):
         generator.use_prompt_cache(ids[:-1], arrays)
     with pytest.raises(DeployError, match="ships no prompt cache"):
@@ -340,21 +357,144 @@ def test_python_starts_where_the_page_starts(packed_site):
 
 def test_a_site_of_another_format_is_refused_in_one_line(tmp_path):
     (tmp_path / "site.json").write_text('{"format": 1}')
-    with pytest.raises(DeployError, match="has format 1, not 3: build the site again"):
+    with pytest.raises(DeployError, match="has format 1, not 4: build the site again"):
         read_manifest(tmp_path)
     with pytest.raises(DeployError, match="build a site there first"):
         read_manifest(tmp_path / "none")
 
 
+@pytest.fixture(scope="module")
+def kernel_site(tiny_onnx, tmp_path_factory):
+    """A site with a 4-bit variant as recipes make it: activations are rounded to 8 bits, here as in Python."""
+    base = tmp_path_factory.mktemp("kernels")
+    quantize(tiny_onnx, "q4", base / "model", recipe=Recipe(method="rtn"))
+    build_site(base / "model", "q4", TOOLS, base / "site", examples=QUERIES, max_tokens=MAX_TOKENS)
+    return base / "site"
+
+
+def same_but_for_ties(generator, prompt, ours, theirs, gap=0.1):
+    """Token ids are the same up to where the two likeliest are so close that rounding to 8 bits decides."""
+    pairs = enumerate(zip(ours, theirs, strict=False))
+    shared = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
+    if shared < max(len(ours), len(theirs)):
+        ids = generator.encode(prompt) + theirs[:shared]
+        last = np.sort(generator.logits(ids, len(ids) - 1)[-1])
+        assert last[-1] - last[-2] < gap, f"after {shared} tokens"
+
+
+@pytest.fixture(scope="module")
+def node_site(kernel_site):
+    """The site in Node, on the page's own kernels: `ask(prompts, **options)` gives the answers."""
+    with NodeProcess(project_root() / "web" / "node" / "site.mjs") as node:
+        loaded = next(node.ask({"op": "load", "folder": str(kernel_site), "threads": 2}))
+        assert loaded["prefixTokens"] == read_manifest(kernel_site)["variants"]["q4"]["prefix_tokens"]
+
+        def ask(prompts, **options):
+            request = {"op": "generate", "prompts": prompts, **options}
+            return list(node.ask(request, last=lambda answer: "done" in answer))[:-1]
+
+        yield ask
+
+
+def test_kernels_in_node_give_the_tokens_of_onnxruntime(kernel_site, node_site):
+    """With drafts and without, free and constrained, from the shipped prompt cache, whatever was asked before."""
+    prompts = [question(query, TOOLS, TRIGGER) for query in QUERIES]
+    ids, arrays = stored_prompt_cache(kernel_site, "q4")
+    generator = OrtGenerator(kernel_site / "model", "q4", max_tokens=MAX_TOKENS)
+    generator.use_prompt_cache(ids, arrays)
+    grammar = Grammar(kernel_site / "model")
+    for constrained in (False, True):
+        limits = [grammar.constraint(TOOLS, prompt) for prompt in prompts] if constrained else None
+        expected = generator.generate_ids(prompts, limits)
+        plain = node_site(prompts, constrained=constrained, drafts=False)
+        drafted = node_site(prompts[::-1], constrained=constrained)[::-1]
+        assert [answer["ids"] for answer in drafted] == [answer["ids"] for answer in plain]
+        for prompt, answer, theirs in zip(prompts, plain, expected, strict=True):
+            same_but_for_ties(generator, prompt, answer["ids"], theirs)
+        assert {answer["stats"]["reusedTokens"] for answer in (*plain, *drafted)} == {len(ids)}
+        for answer in plain:
+            assert answer["stats"]["passes"] == len(answer["ids"]) + answer["finished"]
+        assert sum(answer["stats"]["passes"] for answer in drafted) <= sum(a["stats"]["passes"] for a in plain)
+
+
+def test_kernels_in_node_go_on_with_a_dialogue(node_site):
+    """Its keys and values are used again, a longer one gets room, and another question starts from the stored ones."""
+    first = question(QUERIES[0], TOOLS, TRIGGER)
+    (answer,) = node_site([first], constrained="call", maxTokens=80)
+    assert answer["finished"]
+    response = "<start_function_response>response:calculate{value:7}<end_function_response>"
+    longer = first + answer["text"] + response
+    (again,) = node_site([longer], maxTokens=8)
+    known = again["stats"]["promptTokens"] - again["stats"]["reusedTokens"]
+    assert again["stats"]["reusedTokens"] > answer["stats"]["promptTokens"] and known < 40
+    far = longer + again["text"] + "<end_of_turn>\n" + "<start_of_turn>user\n" + "and then? " * 700
+    (long,) = node_site([far], maxTokens=2)
+    assert long["stats"]["promptTokens"] > 1536
+    assert node_site([first], constrained="call", maxTokens=80)[0]["ids"] == answer["ids"]
+
+
 @pytest.mark.browser
-def test_both_graphs_give_the_same_tokens_in_chromium(packed_site):
-    answers = {}
-    for memory in ("auto", "small"):
-        rows = try_in_browser(packed_site, QUERIES, memory=memory, timeout=90)
-        assert rows[0]["page"]["dequantized"] == (memory == "auto") and rows[0]["page"]["complaints"] == []
-        assert ("stay packed" in rows[0]["page"]["why"]) == (memory == "small")
-        answers[memory] = [row["ids"] for row in rows]
-    assert answers["auto"] == answers["small"]
+def test_kernels_and_onnxruntime_in_chromium(kernel_site, node_site):
+    ways = {"threads": {}, "one thread": {"isolated": False}, "plain": {"drafts": False},
+            "onnxruntime": {"runtime": "onnxruntime"}}  # fmt: skip
+    answers, generator = {}, OrtGenerator(kernel_site / "model", "q4", max_tokens=MAX_TOKENS)
+    for name, how in ways.items():
+        rows = try_in_browser(kernel_site, QUERIES, timeout=300, **how)
+        page = rows[0]["page"]
+        assert page["runtime"] == ("onnxruntime" if name == "onnxruntime" else "kernels") and page["complaints"] == []
+        assert (page["threads"] > 1) == (name != "one thread") and page["prefix"] == "shipped"
+        assert (rows[0]["passes"] is None) == (name == "onnxruntime")
+        answers[name] = [row["ids"] for row in rows]
+    prompts = [row["prompt"] for row in rows]
+    for prompt, ours, theirs in zip(prompts, answers["threads"], answers["onnxruntime"], strict=True):
+        same_but_for_ties(generator, prompt, ours, theirs)
+    assert answers["threads"] == answers["one thread"] == answers["plain"]
+    assert answers["threads"] == [answer["ids"] for answer in node_site(prompts)]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("gone", "runtime", "threads", "why"), [
+    ("kernels/helper.js", "kernels", 1, r"WASM, \d+ threads failed: a helper thread does not start"),
+    ("runtime/jinja.js", "onnxruntime", None, "WASM, one thread failed"),
+])  # fmt: skip
+def test_what_does_not_start_is_replaced(kernel_site, tmp_path, gone, runtime, threads, why):
+    shutil.copytree(kernel_site, tmp_path / "site")
+    (tmp_path / "site" / gone).unlink()
+    (row,) = try_in_browser(tmp_path / "site", QUERIES[:1], timeout=300)
+    page = row["page"]
+    assert page["runtime"] == runtime and page["threads"] == (threads or page["threads"])
+    assert re.search(why, page["why"]) and row["ids"]
+
+
+# ---------------------------------------------------------------- drafts
+
+
+def test_the_table_of_drafts_says_what_usually_comes_next(tmp_path):
+    answers = [[48, 7, 8, 9, 50]] * 3 + [[48, 7, 8, 10, 50], [48, 5, 8, 11, 50], [48, 5, 8, 11, 50], [1, 2, 3, 4, 5]]
+    found = next_tokens(answers)
+    assert found[(8,)][0] == 9 and found[(5, 8)][0] == 11, "a longer context that knows better"
+    assert (48, 7, 8) not in found, "one that says the same is left out"
+    assert (1,) not in found and (3, 4) not in found, "what came once is kept nowhere"
+    assert write_drafts(answers, tmp_path / "drafts.bin") == len(found)
+    contexts = [[48, 7, 8], [48, 5, 8], [48], [2, 3]]
+    cases = {"file": str(tmp_path / "drafts.bin"), "contexts": contexts, "hashes": [[0, *each] for each in contexts]}
+    read = in_node("drafts_cases.mjs", cases, tmp_path)
+    assert [each and each["id"] for each in read["next"]] == [9, 11, 7, None]
+    assert read["hashes"] == [context_hash([0, *each]) for each in contexts]
+    assert (tmp_path / "drafts.bin").stat().st_size == 12 + 8 * len(found)
+
+
+def test_answers_are_the_learned_stretches(tiny_onnx):
+    row = Row((2, 5, 6, 7, 8, 9), (False, True, True, False, True, True), 1)
+    assert answers_of([row]) == [[5, 6], [8, 9]]
+
+
+def test_a_site_ships_drafts_of_its_rows(tiny_onnx, packed_site, tmp_path):
+    rows = [Row((2, 48, 7, 8, 50), (False, True, True, True, True), 1)] * 2
+    build_site(packed_site / "model", "q4", TOOLS, tmp_path / "site", prefix=False, rows=rows)
+    manifest = read_manifest(tmp_path / "site")
+    assert manifest["drafts"] == "prefix/drafts.bin" in [entry["path"] for entry in manifest["files"]]
+    assert read_manifest(packed_site)["drafts"] is None
 
 
 # ---------------------------------------------------------------- serving
@@ -463,19 +603,44 @@ def test_a_missing_browser_is_named(monkeypatch, tmp_path):
         find_chromium()
 
 
-@pytest.fixture(scope="module")
-def scenarios(site):
-    """Every scenario of tests/browser/scenarios.mjs, run once."""
+def play(site, names, runtime, tokens):
+    """What the scenarios of tests/browser/scenarios.mjs say of a site."""
     from fgtune.runtimes.node import find_package
 
     with serving(site) as isolated, serving(site, isolated=False) as plain:
         job = browser_job(
-            isolated=isolated, plain=plain, queries=QUERIES, names=list(SCENARIOS), maxTokens=MAX_TOKENS,
+            isolated=isolated, plain=plain, queries=QUERIES, names=list(names), maxTokens=tokens, runtime=runtime,
             axe=str(find_package("axe-core") / "axe.min.js"), wasm=str(site / "runtime/ort-wasm-simd-threaded.wasm"),
             timeout=float(os.environ.get("FGTUNE_BROWSER_TIMEOUT", 90)) * 1000,
         )  # fmt: skip
         answers = run_browser(job, Path(__file__).parent / "browser" / "scenarios.mjs")
     return {answer["name"]: answer for answer in answers if "name" in answer}
+
+
+@pytest.fixture(scope="module")
+def scenarios(site):
+    """Every scenario on onnxruntime, run once."""
+    return play(site, SCENARIOS, "onnxruntime", MAX_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def own_scenarios(kernel_site):
+    """The scenarios that the runtime matters to on our own kernels, run once."""
+    return play(kernel_site, OWN_SCENARIOS, "kernels", MAX_TOKENS)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("name", OWN_SCENARIOS)
+def test_on_kernels_in_chromium(own_scenarios, name):
+    assert own_scenarios[name]["ok"], own_scenarios[name]["detail"]
+
+
+@pytest.mark.browser
+def test_kernels_give_the_tokens_of_node_in_every_way(own_scenarios, node_site):
+    cold, changed = own_scenarios["cold_warm_offline"], own_scenarios["other_tools"]
+    assert cold["ids"] == [answer["ids"] for answer in node_site(cold["prompts"])]
+    assert changed["ids"] == [answer["ids"] for answer in node_site(changed["prompts"])]
+    assert own_scenarios["one_thread"]["ids"] == cold["ids"][:1]
 
 
 @pytest.mark.browser

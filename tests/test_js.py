@@ -29,10 +29,10 @@ def test_there_are_suites():
 def test_constants_are_those_of_python():
     """Numbers, control tokens and variants stand once in each language."""
     code = """
-        const [calls, device, engine, store] = await Promise.all(
-          ['calls', 'device', 'engine', 'store'].map((name) => import(`./web/${name}.js`)));
-        console.log(JSON.stringify({ part: store.PART, format: store.SITE_FORMAT, stops: engine.STOP_IDS,
-          trigger: engine.TRIGGER, control: calls.CONTROL_TOKEN.source,
+        const [calls, device, dialogue, store] = await Promise.all(
+          ['calls', 'device', 'dialogue', 'store'].map((name) => import(`./web/${name}.js`)));
+        console.log(JSON.stringify({ part: store.PART, format: store.SITE_FORMAT, stops: dialogue.STOP_IDS,
+          trigger: dialogue.TRIGGER, control: calls.CONTROL_TOKEN.source,
           webgpu: device.GPU_ORDER, wasm: device.CPU_ORDER }));
     """
     answer = subprocess.run(

@@ -21,6 +21,8 @@ function el(tag, className = '', ...content) {
 
 const MB = 1e6;
 const megabytes = (bytes) => (bytes >= 10 * MB || bytes === 0 ? `${Math.round(bytes / MB)} MB` : `${(bytes / MB).toFixed(1)} MB`);
+const PARTS = { runtime: 'program', model: 'model', prefix: 'tool declarations', drafts: 'usual answers' };
+const partsText = (parts) => Object.entries(parts).filter(([, bytes]) => bytes).map(([name, bytes]) => `${PARTS[name]} ${bytes < MB / 10 ? `${Math.ceil(bytes / 1000)} kB` : megabytes(bytes)}`).join(', ');
 const seconds = (value) => (value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(value < 10 ? 1 : 0)} s`);
 
 function span(value) {
@@ -34,7 +36,7 @@ function message(text, bad = false) {
   $('setup-message').classList.toggle('bad', bad);
 }
 
-const wish = () => ({ device: $('device').value, variant: $('variant').value, threads: Number($('threads').value), memory: $('memory').value });
+const wish = () => ({ device: $('device').value, variant: $('variant').value, threads: Number($('threads').value), runtime: $('runtime').value });
 
 // ---------------------------------------------------------------- before the download
 
@@ -70,7 +72,7 @@ async function look() {
   $('fact-variant').textContent = best.variant;
   $('fact-device').textContent = deviceName(best);
   $('fact-cached').textContent = best.have === 0 ? 'nothing yet' : missing ? `${megabytes(best.have)} of ${megabytes(best.bytes)}` : `all ${megabytes(best.bytes)}`;
-  $('why').textContent = best.why ? `Why ${deviceName(best)}: ${best.why}.` : '';
+  $('why').textContent = `${best.why ? `Why ${deviceName(best)}: ${best.why}. ` : ''}In parts: ${partsText(best.parts)}.`;
   if (!found.lasting) $('why').textContent += ' This browser keeps no files for this page: they are downloaded at each visit.';
   if (found.room !== null && missing > found.room) message(`The browser offers ${megabytes(found.room)} of storage: the rest is downloaded again next time.`, true);
   $('delete').hidden = best.have === 0;
@@ -187,7 +189,7 @@ function loaded() {
   $('fact-device').textContent = deviceName(info);
   $('fact-cached').textContent = info.kept ? `all ${megabytes(info.bytes)}` : 'no room: downloaded again next time';
   const took = info.seconds.download + info.seconds.start + info.seconds.prefix;
-  $('why').textContent = [`Ready in ${seconds(took)}; ${prefix}.`, info.why ? `Why ${deviceName(info)}: ${info.why}.` : ''].join(' ');
+  $('why').textContent = [`Ready in ${seconds(took)}; ${prefix}.`, info.why ? `Why ${deviceName(info)}: ${info.why}.` : '', `In parts: ${partsText(info.parts)}.`].filter(Boolean).join(' ');
   $('setup').dataset.state = 'loaded';
   $('delete').hidden = !info.kept;
   $('run').disabled = false;
@@ -202,7 +204,7 @@ function showStats({ stats, stopped, finished }) {
   const parts = [
     stats.ttft === null ? null : `first token after ${seconds(stats.ttft)}`,
     stats.tokensPerSecond === null ? null : `${stats.tokensPerSecond.toFixed(stats.tokensPerSecond < 10 ? 1 : 0)} tokens/s`,
-    `${stats.newTokens} tokens`,
+    stats.passes ? `${stats.newTokens} tokens in ${stats.passes} passes` : `${stats.newTokens} tokens`,
     `${stats.promptTokens - stats.reusedTokens} of ${stats.promptTokens} prompt tokens run`,
     stats.grammar ? `grammar ${stats.grammar.msPerToken.toFixed(2)} ms/token` : null,
     stopped ? 'stopped' : finished ? null : 'cut at the token limit',
@@ -272,7 +274,7 @@ async function ask(text) {
     if (!raw) open();
     raw.textContent = part;
   };
-  const options = { signal: controller.signal, constrained: { off: false, any: true, call: 'call' }[$('grammar').value], onText };
+  const options = { signal: controller.signal, constrained: { off: false, any: true, call: 'call' }[$('grammar').value], drafts: query.get('drafts') !== 'off', onText };
   open();
   try {
     if ($('tools-on').checked) {
@@ -333,7 +335,7 @@ $('delete').addEventListener('click', async () => {
   if (!state.model) await look();
   else $('delete').hidden = true;
 });
-for (const id of ['device', 'variant', 'threads', 'memory']) $(id).addEventListener('change', look);
+for (const id of ['device', 'variant', 'threads', 'runtime']) $(id).addEventListener('change', look);
 $('form').addEventListener('submit', (event) => {
   event.preventDefault();
   ask($('query').value);
@@ -362,6 +364,6 @@ async function serviceWorker() {
   } catch { /* the page works without it */ }
 }
 
-for (const id of ['device', 'threads', 'memory', 'grammar']) if (query.get(id)) $(id).value = query.get(id);
+for (const id of ['device', 'threads', 'runtime', 'grammar']) if (query.get(id)) $(id).value = query.get(id);
 await Promise.all([look(), serviceWorker()]);
 if (query.has('start')) load();

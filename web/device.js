@@ -1,24 +1,21 @@
 /** Which device runs the model, in which order to try, and why. */
 
 /**
- * `dequantized`: the graph whose weights are unpacked to floats when the model starts; WASM decodes several times as fast.
- * @typedef {{device: 'webgpu'|'wasm', threads: number, variant: string, dequantized: boolean, why: string}} Candidate
+ * `runtime`: our own WebAssembly kernels, or onnxruntime through transformers.js.
+ * @typedef {{device: 'webgpu'|'wasm', runtime: 'kernels'|'onnxruntime', threads: number, variant: string, why: string}} Candidate
  */
 
 /** Variants in the order to prefer, by device. */
 export const GPU_ORDER = ['q4f16', 'q4', 'fp16', 'q4s', 'fp32'];
 export const CPU_ORDER = ['q4', 'int8', 'q4s', 'fp32'];
-/** Gigabytes of memory from which on weights are unpacked; browsers tell at most 8, or nothing at all. */
-const ROOMY = 8;
 
-/** Look at the browser (page or worker): `{gpu, gpuWhy, half, software, isolated, aloneWhy, cores, roomy}`. */
+/** Look at the browser (page or worker): `{gpu, gpuWhy, half, software, isolated, aloneWhy, cores}`. */
 export async function inspectBrowser() {
   const found = {
     gpu: false, gpuWhy: '', half: false, software: false,
     isolated: Boolean(globalThis.crossOriginIsolated && typeof SharedArrayBuffer !== 'undefined'),
     aloneWhy: globalThis.crossOriginIsolated ? 'this browser offers no SharedArrayBuffer' : 'the page is not cross-origin isolated',
     cores: navigator.hardwareConcurrency || 1,
-    roomy: (navigator.deviceMemory ?? ROOMY) >= ROOMY && !/Mobi|Android|iPhone|iPad/.test(navigator.userAgent ?? ''),
   };
   if (!navigator.gpu) {
     found.gpuWhy = globalThis.isSecureContext === false ? 'WebGPU needs a secure page (https)' : 'this browser has no WebGPU';
@@ -45,25 +42,25 @@ export async function inspectBrowser() {
 /**
  * Candidates in the order to try.
  * @param {object} browser what `inspectBrowser` found
- * @param {Record<string, {devices: string[], half: boolean, dequantized: object|null}>} variants of `site.json`
- * @param {{device?: string, variant?: string, threads?: number, memory?: 'auto'|'small'}} wish 'auto' leaves the choice
+ * @param {Record<string, {devices: string[], half: boolean, kernels: object|null}>} variants of `site.json`
+ * @param {{device?: string, variant?: string, threads?: number, runtime?: 'auto'|'kernels'|'onnxruntime'}} wish 'auto' leaves the choice
  * @returns {Candidate[]}
  */
-export function candidates(browser, variants, { device = 'auto', variant = 'auto', threads = 0, memory = 'auto' } = {}) {
+export function candidates(browser, variants, { device = 'auto', variant = 'auto', threads = 0, runtime = 'auto' } = {}) {
   const pick = (kind, order) => {
     const fits = (name) => variants[name]?.devices.includes(kind) && (kind !== 'webgpu' || browser.half || !variants[name].half);
     if (variant !== 'auto') return fits(variant) ? variant : null;
     return order.find(fits) ?? Object.keys(variants).find(fits) ?? null;
   };
   const list = [];
-  const wantsGpu = device === 'webgpu' || (device === 'auto' && !browser.software);
+  const wantsGpu = runtime !== 'kernels' && (device === 'webgpu' || (device === 'auto' && !browser.software));
   let gpuWhy = browser.gpuWhy;
   if (browser.gpu && browser.software && device === 'auto') gpuWhy = 'the graphics adapter is emulated in software';
   if (browser.gpu && wantsGpu) {
     const name = pick('webgpu', GPU_ORDER);
     if (name) {
       const why = device === 'auto' ? 'the fastest: this browser has WebGPU' : 'as chosen';
-      list.push({ device: 'webgpu', threads: 1, variant: name, dequantized: false, why });
+      list.push({ device: 'webgpu', runtime: 'onnxruntime', threads: 1, variant: name, why });
     } else gpuWhy = browser.half ? 'no variant for WebGPU is deployed' : 'the graphics adapter has no 16-bit floats';
   }
   if (device !== 'webgpu') {
@@ -73,12 +70,17 @@ export function candidates(browser, variants, { device = 'auto', variant = 'auto
     const used = browser.isolated ? count : 1;
     const reason = device === 'wasm' ? 'as chosen' : gpuWhy;
     const alone = browser.isolated ? '' : `one thread, because ${browser.aloneWhy}`;
-    const add = (dequantized, slow = '') => list.push({
-      device: 'wasm', threads: used, variant: name, dequantized, why: [reason, alone, slow].filter(Boolean).join('; '),
+    const add = (kind, count, ...reasons) => list.push({
+      device: 'wasm', runtime: kind, threads: count, variant: name, why: [reason, ...reasons].filter(Boolean).join('; '),
     });
-    const both = name && variants[name].dequantized;
-    if (both && memory !== 'small' && browser.roomy) add(true);
-    if (name) add(false, both ? 'weights stay packed, which needs little memory and more time' : '');
+    if (name && variants[name].kernels && runtime !== 'onnxruntime') {
+      add('kernels', used, alone);
+      if (used > 1) add('kernels', 1); // where helper threads do not start
+    }
+    if (name && runtime !== 'kernels') {
+      const none = variants[name].kernels ? '' : `${name} is not packed as our own kernels want it`;
+      add('onnxruntime', used, alone, runtime === 'onnxruntime' ? 'onnxruntime as chosen' : none);
+    }
   }
   if (!list.length) {
     const which = variant === 'auto' ? 'no deployed variant' : `the variant ${variant} does not`;
@@ -88,7 +90,8 @@ export function candidates(browser, variants, { device = 'auto', variant = 'auto
 }
 
 /** A short name of a candidate, for people. */
-export function deviceName({ device, threads }) {
+export function deviceName({ device, runtime, threads }) {
   if (device === 'webgpu') return 'WebGPU';
-  return threads > 1 ? `WASM, ${threads} threads` : 'WASM, one thread';
+  const where = runtime === 'onnxruntime' ? 'WASM by onnxruntime' : 'WASM';
+  return threads > 1 ? `${where}, ${threads} threads` : `${where}, one thread`;
 }

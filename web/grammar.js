@@ -459,6 +459,24 @@ export class Grammar {
     return next[byte];
   }
 
+  /** The bytes that must follow a state, one after the other, as long as nothing else fits; at most `most`. @returns {number[]} */
+  forced(state, most = 64) {
+    const found = [];
+    while (found.length < most && state >= 0) {
+      const entry = this.states[state];
+      if (entry.only === undefined) {
+        const ranges = entry.list.flatMap((from) => this.automaton.bytes[from]);
+        const [byte] = ranges[0] ?? [-1];
+        const alone = !this.controls(state).length && ranges.every(([low, high]) => low === byte && high === byte);
+        entry.only = alone ? byte : -1;
+      }
+      if (entry.only < 0) break;
+      found.push(entry.only);
+      state = this.step(state, entry.only);
+    }
+    return found;
+  }
+
   /** Control tokens that fit, with the state after each: `[[name, state], …]`. */
   controls(state) {
     const entry = this.states[state];
@@ -637,21 +655,38 @@ export class GrammarProcessor {
       this.left -= 1;
     }
     this.filter(logits.data);
+    this.#count(begin);
+    return logits;
+  }
+
+  #count(begin) {
     const took = performance.now() - begin;
     this.spent += took;
     this.slowest = Math.max(this.slowest, took);
     this.steps += 1;
-    return logits;
+  }
+
+  /** The tokens that may follow `state` with `left` tokens to go, in no order. @returns {Int32Array} */
+  allowed(state, left) {
+    const begin = performance.now();
+    const { ids, longer, most } = this.mask(state);
+    const limit = this.#limit(state, left, most, longer);
+    const found = limit === Infinity ? ids : ids.filter((_, i) => longer[i] <= limit);
+    this.#count(begin);
+    return found;
+  }
+
+  /** How much further from the end a token may lead: after it, `left - 1` remain, and the end must be reachable with them. */
+  #limit(state, left, most, longer) {
+    const room = left - 1 - this.grammar.states[state].distance;
+    return most > room ? Math.max(room, longer.reduce((a, b) => Math.min(a, b), Infinity)) : Infinity;
   }
 
   /** Set all scores that do not fit to -Infinity. */
   filter(scores) {
     const { ids, longer, most, blocked } = this.mask(this.state);
-    // After this token, `left - 1` remain: the end must be reachable with them.
-    const room = this.left - 1 - this.grammar.states[this.state].distance;
-    const tight = most > room;
-    const shortest = tight ? longer.reduce((a, b) => Math.min(a, b), Infinity) : 0;
-    const limit = tight ? Math.max(room, shortest) : Infinity;
+    const limit = this.#limit(this.state, this.left, most, longer);
+    const tight = limit < Infinity;
     if (blocked) {
       for (let i = 0; i < blocked.length; i += 1) scores[blocked[i]] = -Infinity;
       for (let id = this.vocabulary.size; id < scores.length; id += 1) scores[id] = -Infinity;

@@ -17,7 +17,7 @@ export { deviceName } from './device.js';
 /**
  * @typedef {import('./calls.js').Call} Call
  * @typedef {{loaded: number, total: number, file: string, step?: string}} Progress bytes so far and in all; `step` once they are here
- * @typedef {{promptTokens: number, reusedTokens: number, newTokens: number, ttft: number|null, seconds: number, tokensPerSecond: number|null, grammar?: object}} Stats times in seconds
+ * @typedef {{promptTokens: number, reusedTokens: number, newTokens: number, ttft: number|null, seconds: number, tokensPerSecond: number|null, passes?: number, grammar?: object}} Stats times in seconds; `passes` of the model where it is on our own kernels
  * @typedef {{calls: Call[], text: string, error: string|null, problems: string[][], ids: number[], finished: boolean, stopped: boolean, stats: Stats, prompt: string}} Answer
  *   `calls` are the parsed calls; `error` says why the text is no call when it is malformed; `problems[i]` is what the schema has against call i
  * @typedef {object} LoadOptions
@@ -25,7 +25,7 @@ export { deviceName } from './device.js';
  * @property {'auto'|'webgpu'|'wasm'} [device]
  * @property {string} [variant] 'auto' or a deployed variant, such as 'q4'
  * @property {number} [threads] for WASM; 0 leaves the choice
- * @property {'auto'|'small'} [memory] for WASM; 'small' keeps the weights packed: less memory, slower answers
+ * @property {'auto'|'kernels'|'onnxruntime'} [runtime] for WASM: our own kernels, or onnxruntime, which is slower
  * @property {boolean} [usePrefix] take the shipped keys and values of the tool declarations (default true)
  * @property {(progress: Progress) => void} [onProgress]
  * @property {AbortSignal} [signal] pauses the download; what arrived is kept
@@ -81,7 +81,7 @@ class Link {
 let idle = null; // a worker that has looked at the site, ready to load
 const take = () => idle ?? (idle = new Link());
 const folder = (base) => new URL(base ?? './', globalThis.document?.baseURI ?? globalThis.location.href).href.replace(/[^/]*$/, '');
-const wishOf = ({ device = 'auto', variant = 'auto', threads = 0, memory = 'auto' }) => ({ device, variant, threads, memory });
+const wishOf = ({ device = 'auto', variant = 'auto', threads = 0, runtime = 'auto' }) => ({ device, variant, threads, runtime });
 
 /** What would be loaded, before anything is: size, variant, device and why, and how much of it is cached. */
 export function inspect(options = {}) {
@@ -136,7 +136,8 @@ export class Model {
   /**
    * Ask one question.
    * @param {string} query
-   * @param {{onText?: (text: string, count: number) => void, signal?: AbortSignal, maxTokens?: number, constrained?: boolean|'call'}} [options] `constrained` as the site has it by default
+   * @param {{onText?: (text: string, count: number) => void, signal?: AbortSignal, maxTokens?: number, constrained?: boolean|'call', drafts?: boolean}} [options] `constrained` as the site has it by default; without
+   *   `drafts` each pass of the model gives one token: the same ones, later
    * @returns {Promise<Answer>}
    */
   call(query, options = {}) {
@@ -149,13 +150,13 @@ export class Model {
    * @param {{developer?: string}} [options] and those of `call`; `developer` is the text of the developer turn
    * @returns {Promise<Answer>}
    */
-  async chat(messages, { onText = null, signal = null, maxTokens, constrained = this.site.constrained, developer = this.trigger } = {}) {
+  async chat(messages, { onText = null, signal = null, maxTokens, constrained = this.site.constrained, drafts = true, developer = this.trigger } = {}) {
     for (const { role, content } of messages) {
       const token = role !== 'tool' && typeof content === 'string' ? findControlToken(content) : null;
       if (token) throw new Error(`The text holds the control token ${token}, which only the format itself may use.`);
     }
     const turns = messages[0]?.role === 'developer' ? messages : [{ role: 'developer', content: developer }, ...messages];
-    const answer = await this.#link.ask('generate', { messages: turns, maxTokens, constrained }, {
+    const answer = await this.#link.ask('generate', { messages: turns, maxTokens, constrained, drafts }, {
       onMessage: (message) => onText?.(message.text, message.count), signal,
     });
     return { ...answer, ...this.read(answer.text) };

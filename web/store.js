@@ -4,10 +4,12 @@
  */
 
 /** The format of `site.json` that this page reads. */
-export const SITE_FORMAT = 3;
+export const SITE_FORMAT = 4;
 /** Bytes per part; `site.json` has one SHA-256 for each part of this size. */
 export const PART = 4 * 1024 * 1024;
 const CACHE = 'fgtune-parts-1';
+/** The cache of the service worker (`sw.js`). */
+const SHELL_CACHE = 'fgtune-shell-1';
 /** Waits before each automatic retry of a broken connection, in milliseconds. */
 const PATIENCE = [500, 2000];
 
@@ -191,6 +193,7 @@ export class Store {
     if (this.cache && this.kept) {
       try {
         await this.cache.put(key, new Response(bytes, { headers: { 'content-length': String(bytes.length) } }));
+        bytes.buffer.transfer?.(0); // the memory is free now, not when a garbage collector finds the time
         return;
       } catch {
         this.kept = false; // no room: the rest stays in memory for this visit
@@ -229,6 +232,45 @@ export class Store {
     return out.buffer;
   }
 
+  /**
+   * `length` bytes of the file from `offset` on, valid until the next call. A model is read so, piece by piece: one part
+   * is at hand, and the one before it is let go of at once.
+   * @returns {Promise<Uint8Array>}
+   */
+  async read(path, offset, length) {
+    const file = this.files.get(path);
+    if (!(this.scratch?.length >= length)) this.scratch = new Uint8Array(Math.max(length, PART));
+    const out = this.scratch.subarray(0, length);
+    for (let at = offset; at < offset + length;) {
+      const index = Math.floor(at / PART);
+      const key = this.#key(file, index);
+      if (this.recent?.key !== key) {
+        this.#forget();
+        this.recent = { key, bytes: await this.#part(file, index) };
+      }
+      const piece = this.recent.bytes.subarray(at - index * PART, Math.min(offset + length - index * PART, PART));
+      if (!piece.length) throw new DownloadError(`${path}: only ${file.bytes} bytes, ${offset + length} wanted`, false);
+      out.set(piece, at - offset);
+      at += piece.length;
+    }
+    return out;
+  }
+
+  #forget() {
+    if (this.recent && !this.memory.has(this.recent.key)) this.recent.bytes.buffer.transfer?.(0);
+    this.recent = null;
+  }
+
+  /** Have the service worker's cache hold scripts that were imported, so that the page starts without a network. */
+  async keepScripts(paths) {
+    if (!this.cache) return;
+    const cache = await caches.open(SHELL_CACHE);
+    for (const path of paths) {
+      const url = this.base + path;
+      if (!(await cache.match(url))) await cache.add(url).catch(() => {}); // no room, no network: fetched again next time
+    }
+  }
+
   /** Keep bytes of our own making under a name; read them back with `recall`. */
   async remember(name, buffer) {
     try {
@@ -243,6 +285,8 @@ export class Store {
 
   /** Forget parts in memory: the model has been built from them. */
   release() {
+    this.#forget();
+    this.scratch = null;
     if (this.cache && this.kept) this.memory.clear();
   }
 

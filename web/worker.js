@@ -2,9 +2,10 @@
  * Runs the model away from the page. Spoken to by `index.js` only:
  * `{id, op, ...}` in; `{id, type: 'progress' | 'step' | 'ids' | 'done' | 'error', ...}` out.
  */
-import { candidates, inspectBrowser } from './device.js';
-import { Stopped, loadEngine, readPromptCache, writePromptCache } from './engine.js';
-import { compileGrammar, GrammarProcessor, userSpans, vocabularyOf } from './grammar.js';
+import { candidates, deviceName, inspectBrowser } from './device.js';
+import { Stopped } from './dialogue.js';
+import { filesOf, loadCandidate, scriptsOf } from './load.js';
+import { readPromptCache, writePromptCache } from './prompt_cache.js';
 import { SITE_FORMAT, Store, sha256 } from './store.js';
 import { atTwoTimes } from './turn.js';
 
@@ -12,7 +13,6 @@ let site = null;
 let store = null;
 let engine = null;
 let tools = [];
-let vocabulary = null;
 const running = new Map(); // id -> AbortController
 
 async function open(base) {
@@ -62,21 +62,22 @@ const operations = {
         return await start(candidate, failures, usePrefix, id, signal, started);
       } catch (error) {
         if (signal.aborted || error.name === 'DownloadError' || candidate === tries.at(-1)) throw error;
-        failures.push(`${candidate.dequantized ? 'unpacked weights' : candidate.device} failed: ${firstLine(error)}`);
-        post(id, { type: 'step', step: `${candidate.device} failed, trying the next way` });
+        failures.push(`${deviceName(candidate)} failed: ${firstLine(error)}`);
+        post(id, { type: 'step', step: `${deviceName(candidate)} failed, trying the next way` });
       }
     }
     return null;
   },
 
-  async generate({ messages, withTools = true, prompt = null, maxTokens, constrained = false }, id, signal) {
+  async generate({ messages, withTools = true, prompt = null, maxTokens, constrained = false, drafts = true }, id, signal) {
     if (!engine) throw new Error('no model is loaded');
     const text = prompt ?? engine.render(messages, withTools ? tools : null);
-    const grammar = constrained ? processor(constrained, text) : null;
+    const grammar = constrained ? engine.constrain(tools, text, { mode: constrained, verbatim: site.verbatim }) : null;
     const answer = await engine.generateIds(engine.encodeNext(text), {
       maxTokens: maxTokens ?? site.max_tokens ?? 256,
       signal,
       grammar,
+      drafts,
       onIds: (ids) => post(id, { type: 'ids', text: engine.decode(ids), count: ids.length }),
     });
     if (grammar) answer.stats.grammar = grammar.cost();
@@ -94,18 +95,21 @@ const operations = {
   },
 };
 
-/** Paths that a candidate needs. */
-function needs({ variant, device, dequantized }) {
-  const { prefix, ...packed } = site.variants[variant];
-  const { files } = dequantized ? packed.dequantized : packed;
-  const runtime = site.runtime[device].wasm;
-  return [runtime, ...files, ...(prefix ? [prefix] : [])];
+/** Paths that a candidate needs; with `usePrefix` its stored keys and values too. */
+function needs(candidate, usePrefix = true) {
+  const { prefix, ...rest } = filesOf(site, candidate);
+  return [...Object.values(rest), usePrefix ? prefix : []].flat();
 }
+
+/** Bytes of each part of what a candidate needs. */
+const partsOf = (candidate, usePrefix = true) => Object.fromEntries(
+  Object.entries(filesOf(site, candidate)).map(([part, list]) => [part, usePrefix || part !== 'prefix' ? size(list) : 0]),
+);
+const size = (paths) => paths.reduce((sum, path) => sum + store.files.get(path).bytes, 0);
 
 async function describe(candidate) {
   const paths = needs(candidate);
-  const bytes = paths.reduce((sum, path) => sum + store.files.get(path).bytes, 0);
-  return { ...candidate, bytes, have: await store.have(paths), files: paths.length };
+  return { ...candidate, bytes: size(paths), parts: partsOf(candidate), have: await store.have(paths), files: paths.length };
 }
 
 function shown() {
@@ -114,22 +118,13 @@ function shown() {
 }
 
 async function start(candidate, failures, usePrefix, id, signal, started) {
-  const paths = needs(candidate).filter((path) => usePrefix || path !== site.variants[candidate.variant].prefix);
+  const paths = needs(candidate, usePrefix);
   const have = await store.have(paths);
   await store.fetch(paths, (progress) => post(id, { type: 'progress', ...progress, candidate }), signal);
   const downloaded = performance.now();
-  const transformers = await runtime(candidate);
-  const { load, dequantized } = site.variants[candidate.variant];
-  engine = await loadEngine(transformers, {
-    name: site.model,
-    load: candidate.dequantized ? dequantized.load : load,
-    device: candidate.device,
-    sessionOptions: candidate.dequantized ? dequantized.session : {},
-    onStep: (step) => post(id, { type: 'step', step }),
-  });
+  engine = await loadCandidate(site, store, candidate, (step) => post(id, { type: 'step', step }));
   if (signal.aborted) throw signal.reason;
   tools = site.tools;
-  vocabulary = null;
   if (candidate.device === 'webgpu') {
     post(id, { type: 'step', step: 'compiling for the graphics card' });
     await engine.generateIds(engine.encode('<bos>a'), { maxTokens: 2, signal });
@@ -138,13 +133,15 @@ async function start(candidate, failures, usePrefix, id, signal, started) {
   const loaded = performance.now();
   const prefix = usePrefix ? await readyPrefix(candidate, id, signal) : 'off';
   store.release();
+  await store.keepScripts(scriptsOf(site, candidate));
   await store.sweep([prefixName(candidate, await prefixHash(candidate))]);
   return {
     ...candidate,
     why: [candidate.why, ...failures].filter(Boolean).join('; '),
     prefix,
     prefixTokens: engine.stored?.ids.length ?? 0,
-    bytes: paths.reduce((sum, path) => sum + store.files.get(path).bytes, 0),
+    bytes: size(paths),
+    parts: partsOf(candidate, usePrefix),
     fromCache: have,
     kept: store.kept,
     seconds: {
@@ -152,37 +149,7 @@ async function start(candidate, failures, usePrefix, id, signal, started) {
       start: (loaded - downloaded) / 1000,
       prefix: (performance.now() - loaded) / 1000,
     },
-    transformers: transformers.env.version,
   };
-}
-
-let runtimeModule = null;
-
-/** transformers.js from the site itself, set up to read from the store and nowhere else. */
-async function runtime({ device, threads }) {
-  runtimeModule ??= await import(new URL(site.runtime.module, site.base).href);
-  const { env } = runtimeModule;
-  env.allowRemoteModels = false;
-  env.allowLocalModels = true;
-  env.localModelPath = site.base;
-  env.useBrowserCache = false;
-  env.useWasmCache = false;
-  env.useCustomCache = true;
-  env.customCache = {
-    async match(request) {
-      const url = new URL(typeof request === 'string' ? request : request.url, site.base).href;
-      const path = url.startsWith(site.base) ? url.slice(site.base.length) : null;
-      return path !== null && store.files.has(path) ? store.response(path) : undefined;
-    },
-    async put() {},
-  };
-  const { mjs, wasm } = site.runtime[device];
-  const options = env.backends.onnx.wasm;
-  options.wasmPaths = { mjs: new URL(mjs, site.base).href, wasm: new URL(wasm, site.base).href };
-  options.wasmBinary = await store.bytes(wasm);
-  options.numThreads = threads;
-  options.proxy = false;
-  return runtimeModule;
 }
 
 /** What the keys and values of the prefix depend on: the model's files and the tokens. `fgtune/site/prompt_cache.py` makes the same. */
@@ -193,7 +160,7 @@ async function prefixHash({ variant }) {
   return (await sha256(new TextEncoder().encode(text))) ?? text;
 }
 
-const prefixName = ({ variant, device }, hash) => `own-prompt-cache-${variant}-${device}-${hash.slice(0, 32)}`;
+const prefixName = ({ variant, device, runtime }, hash) => `own-prompt-cache-${variant}-${device}-${runtime}-${hash.slice(0, 32)}`;
 
 /** The shipped cache when it belongs to this model and these tools, else one from an earlier visit, else a new one. */
 async function readyPrefix(candidate, id, signal) {
@@ -218,14 +185,6 @@ async function readyPrefix(candidate, id, signal) {
   const tensors = Object.fromEntries(Object.entries(engine.stored.tensors).map(([key, { dims, data }]) => [key, { dims, data }]));
   await store.remember(name, writePromptCache({ hash, ids, tensors }));
   return 'computed';
-}
-
-/** A logits processor for an answer to a prompt; `mode` 'call' wants a whole call, anything else true calls or text. */
-function processor(mode, prompt) {
-  vocabulary ??= vocabularyOf(engine.tokenizer);
-  const close = mode === 'call';
-  const grammar = compileGrammar(tools, { text: !close, verbatim: site.verbatim, context: userSpans(prompt) });
-  return new GrammarProcessor(grammar, vocabulary, { close });
 }
 
 const post = (id, message) => self.postMessage({ id, ...message });

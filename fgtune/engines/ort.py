@@ -12,10 +12,10 @@ class OrtError(RuntimeError):
     """The model cannot be loaded or run; the message is one line."""
 
 
-def open_session(path: Path, threads: int | None = None, collect: Sequence[str] = (), settings: dict | None = None):
+def open_session(path: Path, threads: int | None = None, collect: Sequence[str] = ()):
     """An onnxruntime session on the CPU, quiet. `threads` None leaves the number to onnxruntime (one per core).
 
-    `collect` names activations inside the graph that become outputs; `settings` are session config entries.
+    `collect` names activations inside the graph that become outputs.
     """
     import onnxruntime
 
@@ -24,8 +24,6 @@ def open_session(path: Path, threads: int | None = None, collect: Sequence[str] 
     if threads:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads != 1 else "0")
-    for key, value in (settings or {}).items():
-        options.add_session_config_entry(key, value)
     if not path.exists():
         raise OrtError(f"{path} does not exist")
     source = str(path)
@@ -45,10 +43,8 @@ def open_session(path: Path, threads: int | None = None, collect: Sequence[str] 
 class OrtModel:
     """A decoder with past keys and values on onnxruntime: token ids in, float32 logits and the new past out."""
 
-    def __init__(
-        self, path: str | Path, threads: int | None = None, collect: Sequence[str] = (), settings: dict | None = None
-    ):
-        self.session = open_session(Path(path), threads, collect, settings)
+    def __init__(self, path: str | Path, threads: int | None = None, collect: Sequence[str] = ()):
+        self.session = open_session(Path(path), threads, collect)
         self.collect = list(collect)
         self.collected: dict[str, np.ndarray] = {}  # these activations of the last run
         self.inputs = {item.name: item for item in self.session.get_inputs()}

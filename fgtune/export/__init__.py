@@ -6,7 +6,6 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     submod_attrs={
         "decoder": ["write_decoder"],
-        "dequantized": ["write_dequantized"],
         "graph": ["Graph"],
         "layout": ["VARIANTS", "Variant", "model_file"],
         "onnx": ["ExportReport", "export_onnx"],

@@ -40,20 +40,17 @@ DEVICE_DTYPES = {"wasm": "q4", "webgpu": "q4f16", "cpu": "q4"}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
-def loading(variant: str, dequantized: bool = False) -> dict[str, str]:
-    """`{"model_file_name", "dtype"}` as transformers.js takes them. Raises ExportError for an unknown variant.
-
-    `dequantized` means the second graph over the variant's data file (`write_dequantized`).
-    """
+def loading(variant: str) -> dict[str, str]:
+    """`{"model_file_name", "dtype"}` as transformers.js takes them. Raises ExportError for an unknown variant."""
     if variant not in VARIANTS:
         raise ExportError(f"unknown variant {variant!r}: use one of {', '.join(VARIANTS)}")
     found = VARIANTS[variant]
-    return {"model_file_name": f"{found.file}_dequantized" if dequantized else found.file, "dtype": found.dtype}
+    return {"model_file_name": found.file, "dtype": found.dtype}
 
 
-def model_file(variant: str, dequantized: bool = False) -> str:
+def model_file(variant: str) -> str:
     """`q4` -> `model_q4.onnx`, the name that transformers.js asks for. Raises ExportError for an unknown variant."""
-    name, dtype = loading(variant, dequantized).values()
+    name, dtype = loading(variant).values()
     return f"{name}.onnx" if dtype == "fp32" else f"{name}_{dtype}.onnx"
 
 

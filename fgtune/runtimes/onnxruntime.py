@@ -23,7 +23,6 @@ import numpy as np
 from ..core.errors import ExportError
 from ..data.prefixes import common_prefix
 from ..engines.ort import OrtError, OrtModel
-from ..export.dequantized import SESSION
 from ..export.layout import model_file
 from .constrained import Constraint
 from .drafts import DraftSource
@@ -32,7 +31,6 @@ from .drafts import DraftSource
 class OrtGenerator:
     """Greedy generation over a folder that `export_onnx` and `quantize` wrote. Raises OrtError.
 
-    `dequantized` takes the second graph over the variant's weights that a deployed site has (`write_dequantized`).
     `drafts` save passes where a prompt is answered alone (`batch_size` 1). The answers are the same but for rounding: a
     pass of several tokens adds in another order than one of a single token, as between two engines (near_ties.py).
     `tokenizer_file` is another `tokenizer.json` of the same tokens, say one without unused merges.
@@ -46,7 +44,6 @@ class OrtGenerator:
         stop_ids: Iterable[int] | None = None,
         threads: int | None = None,
         batch_size: int = 8,
-        dequantized: bool = False,
         drafts: DraftSource | None = None,
         tokenizer_file: str | Path | None = None,
     ):
@@ -54,11 +51,11 @@ class OrtGenerator:
 
         folder = Path(onnx_dir)
         try:
-            path = folder / "onnx" / model_file(variant, dequantized)
+            path = folder / "onnx" / model_file(variant)
         except ExportError as error:
             raise OrtError(str(error)) from None
         with ThreadPoolExecutor(1) as beside:  # onnxruntime leaves the interpreter free while it loads
-            model = beside.submit(OrtModel, path, threads, settings=SESSION if dequantized else None)
+            model = beside.submit(OrtModel, path, threads)
             self.tokenizer = Tokenizer.from_file(str(tokenizer_file or folder / "tokenizer.json"))
             self.model = model.result()
         if stop_ids is None:

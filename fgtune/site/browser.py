@@ -57,7 +57,8 @@ def try_in_browser(
     variant: str = "auto",
     threads: int = 0,
     use_prefix: bool = True,
-    memory: str = "auto",
+    drafts: bool = True,
+    runtime: str = "auto",
     run_tools: bool = False,
     constrained: bool | str | None = None,
     screenshots=None,
@@ -69,8 +70,8 @@ def try_in_browser(
     ttft, tokens_per_second, new_tokens, prompt_tokens, reused_tokens, grammar_ms (per token, where constrained),
     answer}`; the first also carries `page` (device, variant, why, load seconds, memory) and `screenshots` (paths, when
     a folder is given). Without `isolated` the headers are left out and the service worker is blocked: one thread. With
-    `memory` "small" the page takes the packed graph. `constrained` (True, False, "call") chooses in place of the site.
-    `timeout` is seconds for each step.
+    `runtime` "onnxruntime" the page does without its own kernels, without `drafts` each pass gives one token.
+    `constrained` (True, False, "call") chooses in place of the site. `timeout` is seconds for each step.
     """
     queries = [query_text(case) for case in cases]
     if not queries or not all(queries):
@@ -81,8 +82,9 @@ def try_in_browser(
     with serving(site_dir, isolated=isolated) as url:
         job = browser_job(
             "ask", url=url, queries=queries, device=device, variant=variant, threads=threads, usePrefix=use_prefix,
-            memory=memory, runTools=run_tools, constrained=constrained, screenshots=str(folder) if folder else None,
-            serviceWorkers="allow" if isolated else "block", timeout=timeout * 1000,
+            drafts=drafts, runtime=runtime, runTools=run_tools, constrained=constrained,
+            screenshots=str(folder) if folder else None, serviceWorkers="allow" if isolated else "block",
+            timeout=timeout * 1000,
         )  # fmt: skip
         answers = run_browser(job)
     results = [answer for answer in answers if "query" in answer]

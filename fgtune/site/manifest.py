@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 
 from ..core.errors import DeployError
-from ..export.dequantized import SESSION
-from ..export.layout import VARIANTS, loading, model_file
+from ..export.layout import VARIANTS, loading
 from ..models.vocabulary import SCRIPTS_KEY
 
-SITE_FORMAT = 3  # of site.json; the same number stands in web/store.js
+SITE_FORMAT = 4  # of site.json; the same number stands in web/store.js
 PART = 4 * 1024 * 1024  # bytes per checked part of a download; the same number stands in web/store.js
+#: The files of the layout that the page reads on transformers.js, and on its own kernels.
 READ_BY_PAGE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+READ_BY_KERNELS = ("tokenizer.json", "tokenizer_config.json")
 #: Files that belong to the layout but that no page asks for.
 NOT_READ = ("model/special_tokens_map.json", "model/chat_template.jinja")
 
@@ -46,8 +47,9 @@ def file_entries(folder: Path) -> dict[str, dict]:
 
 
 def shell_paths(folder: Path) -> list[str]:
-    """The files that the service worker keeps: all that the page reads and does not download in parts."""
-    return [path for path in _paths(folder) if not _downloaded(path)]
+    """The files that the service worker keeps from the start: the page's own, and not the scripts of a runtime, which
+    this device may not use."""
+    return [path for path in _paths(folder) if not _downloaded(path) and not path.startswith("runtime/")]
 
 
 def trained_scripts(model: Path) -> list[str]:
@@ -55,35 +57,23 @@ def trained_scripts(model: Path) -> list[str]:
     return json.loads((model / "config.json").read_text(encoding="utf-8")).get(SCRIPTS_KEY, [])
 
 
-def variant_entry(name: str, weights: list[str], prefix: dict | None, entries: dict) -> dict:
-    """How the page loads a variant: `weights` are its graph and data, `prefix` the summary of its prompt cache."""
-    common = [f"model/{file}" for file in READ_BY_PAGE]
-    files, dequantized = common + weights, f"model/onnx/{model_file(name, dequantized=True)}"
+def variant_entry(name: str, weights: list[str], layout: str | None, prefix: dict | None, entries: dict) -> dict:
+    """How the page loads a variant: `weights` are its graph and data, `layout` says where the page's own kernels find
+    the weights (None where they cannot run them), `prefix` is the summary of its prompt cache."""
+    files = [f"model/{file}" for file in READ_BY_PAGE] + weights
+    own = [f"model/{file}" for file in READ_BY_KERNELS] + [layout, *weights[1:]] if layout else []
     return {
         "devices": list(VARIANTS[name].devices),
         "half": VARIANTS[name].half,
         "load": loading(name),
-        "bytes": sum(entries[path]["bytes"] for path in files) + (prefix["bytes"] if prefix else 0),
+        "bytes": sum(entries[path]["bytes"] for path in own or files) + (prefix["bytes"] if prefix else 0),
         "files": files,
         "weights": weights,
-        "dequantized": _dequantized(name, [*common, dequantized, *weights[1:]]) if dequantized in entries else None,
+        "kernels": {"layout": layout, "files": own} if layout else None,
         "prefix": prefix["path"] if prefix else None,
         "prefix_tokens": prefix["tokens"] if prefix else 0,
         "prefix_dtype": prefix["dtype"] if prefix else None,
         "prefix_bytes": prefix["bytes"] if prefix else 0,
-    }
-
-
-def _dequantized(name: str, files: list[str]) -> dict:
-    """How the page loads the dequantised (QDQ) graph, which shares the data files of the variant."""
-    data = [Path(path).name for path in files if path.startswith("model/onnx/")][1:]
-    return {
-        "load": loading(name, dequantized=True),
-        "files": files,
-        "session": {
-            "extra": {"session": {key.removeprefix("session."): value for key, value in SESSION.items()}},
-            "externalData": [{"path": name, "data": f"onnx/{name}"} for name in data],
-        },
     }
 
 

@@ -9,25 +9,34 @@ from pathlib import Path
 
 from ..core.errors import DeployError
 from ..core.files import write_json
-from ..export.dequantized import write_dequantized
-from ..export.layout import VARIANTS, data_files, model_file
+from ..export.layout import data_files, model_file
 from ..models.prune import PruneError, prune_unused_merges
+from .kernel_layout import kernel_layout
 
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
                "special_tokens_map.json", "chat_template.jinja")  # fmt: skip
 
 
 def copy_variant(model_dir: Path, site: Path, name: str) -> list[str]:
-    """Copy a variant's graph and weights, add its dequantised graph; returns the paths of the first two in the site."""
+    """Copy a variant's graph and weights; returns their paths in the site."""
     (site / "model" / "onnx").mkdir(parents=True, exist_ok=True)
     graph = model_dir / "onnx" / model_file(name)
     paths = []
     for source in [graph, *data_files(graph)]:
         shutil.copyfile(source, site / "model" / "onnx" / source.name)
         paths.append(f"model/onnx/{source.name}")
-    if not VARIANTS[name].half:
-        write_dequantized(graph, site / "model" / "onnx" / model_file(name, dequantized=True))
     return paths
+
+
+def write_layout(model_dir: Path, site: Path, name: str) -> str | None:
+    """Write where the page's own kernels find a variant's weights; its path, None where they cannot run it."""
+    try:
+        layout = kernel_layout(model_dir, name)
+    except DeployError:
+        return None  # the page runs it on onnxruntime
+    path = f"model/onnx/{Path(model_file(name)).stem}.kernels.json"
+    (site / path).write_text(json.dumps(layout), encoding="utf-8")
+    return path
 
 
 def copy_model_files(model_dir: Path, site: Path, weights: dict[str, list[str]]) -> None:

@@ -83,7 +83,7 @@ def stored_prompt_cache(site_dir: str | Path, variant: str) -> tuple[list[int], 
 
 
 def prefix_ids(encode, tools: list[dict], turn: DeveloperTurn) -> list[int]:
-    """The token ids that every question about `tools` begins with, at any time (as web/engine.js finds them)."""
+    """The token ids that every question about `tools` begins with, at any time (as web/dialogue.js finds them)."""
     texts = zip(("a", "7"), turn.at_two_times(), strict=True)
     a, b = (encode(question(text, tools, trigger)) for text, trigger in texts)
     count = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -9,9 +9,12 @@ from ..core.errors import DeployError
 from ..core.project import project_root
 from ..runtimes.node import find_package
 
-SHELL = ("app.js", "calculator.js", "calls.js", "device.js", "disk.js", "engine.js", "functions.js",
-         "grammar.js", "icon.svg", "index.html", "index.js", "schema.js", "scripts.js", "store.js", "style.css",
-         "turn.js", "worker.js")  # fmt: skip
+SHELL = ("app.js", "calculator.js", "calls.js", "decoding.js", "device.js", "dialogue.js", "disk.js", "drafts.js",
+         "engine.js", "functions.js", "grammar.js", "icon.svg", "index.html", "index.js", "load.js", "native.js",
+         "prompt_cache.js", "schema.js", "scripts.js", "store.js", "style.css", "turn.js", "worker.js")  # fmt: skip
+KERNELS = ("decoder.js", "helper.js")
+#: Packages beside the kernels: tokens and prompts. Each with its file, and the name that this has in a site.
+PACKAGES = {"tokenizers": ("tokenizers.min.mjs", "tokenizers.min.js"), "jinja": ("index.js", "jinja.js")}
 RUNTIME = {"wasm": "ort-wasm-simd-threaded", "webgpu": "ort-wasm-simd-threaded.asyncify"}
 
 
@@ -24,11 +27,33 @@ def copy_page(site: Path, functions_file=None) -> None:
         shutil.copyfile(functions_file, site / "functions.js")
 
 
+def copy_kernels(site: Path) -> dict:
+    """Copy our own kernels, and tokenizer and templates for them with their licences; the paths for `site.json`."""
+    web = project_root() / "web" / "kernels"
+    (site / "kernels").mkdir()
+    (site / "runtime").mkdir(exist_ok=True)
+    found: dict = {"wasm": {}}
+    for name in KERNELS:
+        shutil.copyfile(web / name, site / "kernels" / name)
+    for threads in ("threads", "single"):
+        found["wasm"][threads] = {}
+        for kind in ("relaxed", "simd"):
+            path = f"kernels/{threads}.{kind}.wasm"
+            shutil.copyfile(web.parent / path, site / path)
+            found["wasm"][threads][kind] = path
+    for name, (file, copy) in PACKAGES.items():
+        package = find_package(f"@huggingface/{name}")
+        found[name] = f"runtime/{copy}"
+        shutil.copyfile(package / "dist" / file, site / found[name])
+        shutil.copyfile(package / "LICENSE", site / f"runtime/LICENSE-{name}.txt")
+    return found
+
+
 def copy_runtime(site: Path) -> dict:
     """Copy transformers.js and onnxruntime-web with their licences; returns the paths for `site.json`."""
     transformers, ort = find_package("@huggingface/transformers"), find_package("onnxruntime-web")
     target = site / "runtime"
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     # This build carries everything it imports; transformers.web.js would need an import map, which workers lack.
     shutil.copyfile(transformers / "dist" / "transformers.min.js", target / "transformers.min.js")
     shutil.copyfile(transformers / "LICENSE", target / "LICENSE-transformers.js.txt")

@@ -64,6 +64,15 @@ const scenarios = {
       assert.equal(first.fromCache, 0);
       assert.equal(first.prefix, 'shipped');
       assert.equal(first.device, 'wasm');
+      assert.equal(first.runtime, job.runtime);
+      const loaded = Object.values(first.parts).reduce((sum, bytes) => sum + bytes, 0);
+      assert.equal(loaded, first.bytes, 'the parts are all that was loaded');
+      assert.match(await text(page, '#why'), /In parts: program [\d.]+ [kM]B, model [\d.]+ (MB|kB), tool declarations [\d.]+ (MB|kB)\.$/);
+      const paths = seen.map(([path]) => path);
+      const [own, other] = [/tokenizers|jinja|kernels\/\w+\.\w+\.wasm|kernels\.json/, /transformers|ort-wasm|\.onnx$|\/config\.json/];
+      const [used, unused] = job.runtime === 'kernels' ? [own, other] : [other, own];
+      assert.ok(paths.some((path) => used.test(path)));
+      assert.deepEqual(paths.filter((path) => unused.test(path)), [], 'nothing of a runtime that is not used');
       assert.ok(first.threads > 1, 'threads');
       await tick(page, 'tools-on', false);
       const answers = [];
@@ -99,7 +108,7 @@ const scenarios = {
   async one_thread() {
     return fresh({ url: job.plain, serviceWorkers: 'block' }, async ({ page, job: here }) => {
       await visit(page, here);
-      assert.equal(await text(page, '#fact-device'), 'WASM, one thread');
+      assert.match(await text(page, '#fact-device'), /^WASM.*, one thread$/);
       assert.match(await text(page, '#why'), /not cross-origin isolated/);
       await start(page);
       assert.equal((await info(page)).threads, 1);
@@ -218,7 +227,7 @@ const scenarios = {
         await route.fulfill({ response, json: { ...(await response.json()), format: 1 } });
       });
       await visit(page, here);
-      assert.match(await text(page, '#setup-message'), /site\.json has format 1, and this page reads 3: build the site again$/);
+      assert.match(await text(page, '#setup-message'), /site\.json has format 1, and this page reads 4: build the site again$/);
       assert.equal(await text(page, '#load'), 'Try again');
     });
   },

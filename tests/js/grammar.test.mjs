@@ -3,13 +3,10 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import test from 'node:test';
 import { parseCalls } from '../../web/calls.js';
-import { GrammarProcessor, compileGrammar, userSpans, sortVocabulary } from '../../web/grammar.js';
+import { GrammarProcessor, compileGrammar, userSpans } from '../../web/grammar.js';
 import { fits } from './fits.mjs';
 import { checkCall } from '../../web/schema.js';
-
-const STOPS = ['<start_function_response>', '<end_of_turn>', '<eos>'];
-const CONTROL = ['<pad>', '<eos>', '<bos>', '<unk>', '<unused7>', '<start_function_declaration>', '<end_function_declaration>', '<start_function_call>',
-  '<end_function_call>', '<start_function_response>', '<end_function_response>', '<escape>', '<start_of_turn>', '<end_of_turn>'];
+import { CONTROL, STOPS, decode, random, smallVocabulary } from './small_vocabulary.mjs';
 
 const TOOLS = [
   { name: 'calculate', parameters: { type: 'object', properties: { expression: { type: 'string' } }, required: ['expression'] } },
@@ -25,39 +22,6 @@ const TOOLS = [
   } },
   { function: { name: 'Weather', parameters: { type: 'object', properties: { b: { type: 'boolean' }, A: { type: 'number' } } } } },
 ];
-
-/** A small vocabulary: control tokens, bytes, and pieces that cross the grammar's joints or spell control tokens. */
-function smallVocabulary() {
-  const tokens = [...CONTROL, ...Array.from({ length: 256 }, (_, i) => `<0x${i.toString(16).toUpperCase().padStart(2, '0')}>`)];
-  for (let i = 32; i < 127; i += 1) tokens.push(i === 32 ? '\u2581' : String.fromCharCode(i));
-  tokens.push('call', 'call:', 'all:ca', ':weather', '.now{', 'city', ',city:', '{at:{', 'lat:', ',lon:-', '10', '}}', '},', 'é', 'ü\u2581b', '日', '本語', '🙂');
-  tokens.push('<start', 'start_of', '_turn>', '_turn', 'esc', 'ape>', '<escape', 'of_turn>x', 'celsius', 'true', 'false,', '<unused', '[[', ']]', '],[');
-  return sortVocabulary([...new Set(tokens)].map((token, id) => [token, id]));
-}
-
-const decode = (vocabulary, ids) => {
-  const names = new Map([...vocabulary.control].map(([name, id]) => [id, name]));
-  const bytes = [];
-  for (const id of ids) {
-    if (names.has(id)) bytes.push(...new TextEncoder().encode(names.get(id)));
-    else {
-      const i = vocabulary.position[id];
-      bytes.push(...vocabulary.bytes.slice(vocabulary.offsets[i], vocabulary.offsets[i + 1]));
-    }
-  }
-  return new TextDecoder('utf-8', { fatal: true }).decode(Uint8Array.from(bytes));
-};
-
-/** Numbers from a seed (mulberry32), so that a failure can be repeated. */
-function random(seed) {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-}
 
 /** Greedy over random scores; `drift` pulls towards long answers by making stops unlikely. */
 function answer(processor, vocabulary, next, maxTokens, drift) {

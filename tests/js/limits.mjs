@@ -1,7 +1,7 @@
 // node limits.mjs FILE: what the JavaScript of the page lets through, so that Python can be held to it.
 import { readFileSync } from "node:fs";
 import { findControlToken, formatCall, parseCalls } from "../../web/calls.js";
-import { STOP_IDS } from "../../web/engine.js";
+import { STOP_IDS } from "../../web/dialogue.js";
 import { compileGrammar } from "../../web/grammar.js";
 
 const { texts, characters, depths, integers, digits } = JSON.parse(readFileSync(process.argv[2], "utf8"));

@@ -5,7 +5,8 @@ import { createServer } from 'node:http';
 import test from 'node:test';
 import { calculate, evaluate } from '../../web/calculator.js';
 import { candidates, inspectBrowser } from '../../web/device.js';
-import { commonLength, halfToFloat, readPromptCache, sharedPrefix, writePromptCache } from '../../web/engine.js';
+import { commonLength, sharedPrefix } from '../../web/dialogue.js';
+import { halfToFloat, readPromptCache, writePromptCache } from '../../web/prompt_cache.js';
 import { runCall } from '../../web/index.js';
 import { checkCall, disarm } from '../../web/schema.js';
 import { PART, Store } from '../../web/store.js';
@@ -78,12 +79,16 @@ test('device choice', () => {
   const alone = { ...browser, gpu: false, gpuWhy: 'none', isolated: false, aloneWhy: 'the moon is full' };
   assert.match(candidates(alone, variants)[0].why, /none; one thread, because the moon is full/);
   assert.deepEqual(short(candidates(browser, variants, { device: 'wasm', threads: 2 })), ['wasm q4 2']);
-  const both = { q4: { ...variants.q4, dequantized: {} } };
-  const ways = (list) => list.map((candidate) => candidate.dequantized);
-  assert.deepEqual(ways(candidates({ ...browser, roomy: true }, both)), [false, true, false], 'packed again when that fails');
-  assert.deepEqual(ways(candidates({ ...browser, roomy: false }, both, { device: 'wasm' })), [false]);
-  assert.deepEqual(ways(candidates({ ...browser, roomy: true }, both, { device: 'wasm', memory: 'small' })), [false]);
-  assert.match(candidates(browser, both, { device: 'wasm', memory: 'small' })[0].why, /stay packed/);
+  const packed = { q4: { ...variants.q4, kernels: {} } };
+  const ways = (list) => list.map(({ device, runtime, threads }) => `${device} ${runtime} ${threads}`);
+  const usual = ['wasm kernels 4', 'wasm kernels 1', 'wasm onnxruntime 4'];
+  assert.deepEqual(ways(candidates(browser, packed)), ['webgpu onnxruntime 1', ...usual], 'onnxruntime when all else fails');
+  assert.deepEqual(ways(candidates({ ...browser, isolated: false, aloneWhy: 'x' }, packed, { device: 'wasm' })), ['wasm kernels 1', 'wasm onnxruntime 1']);
+  assert.deepEqual(ways(candidates(browser, packed, { device: 'wasm', runtime: 'kernels' })), usual.slice(0, 2));
+  assert.deepEqual(ways(candidates(browser, packed, { device: 'wasm', runtime: 'onnxruntime' })), usual.slice(2));
+  assert.match(candidates(browser, packed, { device: 'wasm', runtime: 'onnxruntime' })[0].why, /onnxruntime as chosen/);
+  assert.match(candidates(browser, variants, { device: 'wasm' })[0].why, /q4 is not packed as our own kernels want it/);
+  assert.throws(() => candidates(browser, variants, { device: 'wasm', runtime: 'kernels' }), /no deployed variant/);
   assert.throws(() => candidates(browser, variants, { device: 'wasm', variant: 'q4f16' }), /q4f16 does not runs? on wasm|q4f16/);
 });
 
@@ -133,6 +138,10 @@ test('downloads: a file in pieces is joined, and goes on in the piece where it s
     assert.equal(progress.at(-1), bytes.length);
     assert.deepEqual(new Uint8Array(await store.bytes(file.path)), bytes);
     assert.deepEqual(new Uint8Array(await store.response(file.path).arrayBuffer()), bytes);
+    for (const [at, length] of [[0, 9], [PART - 4, 8], [PART - 1, 2 * PART + 2], [bytes.length - 5, 5]]) {
+      assert.deepEqual(Uint8Array.from(await store.read(file.path, at, length)), bytes.slice(at, at + length), `${length} bytes at ${at}`);
+    }
+    await assert.rejects(store.read(file.path, bytes.length - 5, 6), /wanted/);
   } finally {
     server.close();
     server.closeAllConnections();

@@ -40,7 +40,8 @@ export async function visit(page, job) {
   const url = new URL(job.url);
   for (const key of ['device', 'variant']) if (job[key] && job[key] !== 'auto') url.searchParams.set(key, job[key]);
   if (job.threads) url.searchParams.set('threads', job.threads);
-  if (job.memory) url.searchParams.set('memory', job.memory);
+  if (job.runtime) url.searchParams.set('runtime', job.runtime);
+  if (job.drafts === false) url.searchParams.set('drafts', 'off');
   if (job.usePrefix === false) url.searchParams.set('prefix', 'off');
   if (job.serviceWorkers === 'block') url.searchParams.set('sw', 'off');
   await page.goto(url.href);
@@ -124,6 +125,7 @@ export async function askAll(job, write) {
         new_tokens: answer.stats.newTokens,
         prompt_tokens: answer.stats.promptTokens,
         reused_tokens: answer.stats.reusedTokens,
+        passes: answer.stats.passes ?? null,
         grammar_ms: answer.stats.grammar?.msPerToken ?? null,
       });
       if (index === 0) await picture('answer');

@@ -20,7 +20,9 @@ try {
   write({ failure: `transformers.js is not installed: run npm ci in the project's root (${error.message.split('\n')[0]})` });
   process.exit(1);
 }
-const { loadEngine, readPromptCache, sharedPrefix } = await import('../engine.js');
+const { loadEngine } = await import('../engine.js');
+const { sharedPrefix } = await import('../dialogue.js');
+const { readPromptCache } = await import('../prompt_cache.js');
 const { compileGrammar, GrammarProcessor, userSpans, vocabularyOf } = await import('../grammar.js');
 
 let engine = null;
