@@ -8,7 +8,7 @@ BIN      := $(VENV)/bin
 INSTALL  := $(if $(UV),VIRTUAL_ENV=$(VENV) uv pip install,$(BIN)/python -m pip install --disable-pip-version-check -q)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab verify lint lock clean
+.PHONY: help setup run test lab verify kernels lint lock clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1	/' | expand -t 16
@@ -49,6 +49,10 @@ verify: setup  ## the series on the real model, nbval on the recorded notebooks 
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg --ignore notebooks/01b_generate.ipynb notebooks
 	$(BIN)/python benchmarks/browser.py --questions 0 --cases 48
 	$(BIN)/python -m fgtune_helpers audit runs/quickstart
+
+kernels: setup  ## compile the page's kernels (web/kernels) anew, with clang from PyPI: the same bytes as are committed
+	@$(INSTALL) --no-build-isolation -e ".[kernels]"
+	$(BIN)/python web/kernels/build.py
 
 lint: setup  ## ruff
 	$(BIN)/python -m ruff check .
