@@ -9,6 +9,7 @@ from transformers import AutoTokenizer
 
 from fgtune.core.project import project_root
 from fgtune.models.base import resolve_base
+from fgtune.models.vocabulary import keep_vocabulary
 from fgtune_helpers.stage import CheckFailed
 
 CITIES = "Oslo Rome Lima Quito Cairo Delhi Seoul Tunis Sofia Kyiv Bern Riga Doha Baku Accra Minsk".split()
@@ -103,6 +104,7 @@ def run_stage(tmp_path, tiny, tools, rows, capsys):
         p=SimpleNamespace(**values),
         tokenizer=lambda: tiny[1],
         base=lambda: tiny[0],
+        vocabulary=lambda rows, tokenizer: keep_vocabulary(tiny[0], "full", rows, tokenizer, tmp_path / "base"),
         save_json=saved.__setitem__,
         save_jsonl=saved.__setitem__,
         finish=lambda metrics: saved.update(metrics=metrics),
