@@ -37,6 +37,8 @@ def functions_by_name(functions: Mapping[str, Callable] | Iterable[Callable]) ->
     """Functions by the names of their tools. Raises ToolError for one of a list that is not decorated."""
     if isinstance(functions, Mapping):
         return dict(functions)
+    if isinstance(functions, str) or not isinstance(functions, Iterable):
+        raise ToolError(f"functions is a {type(functions).__name__}: give a list of functions, or a dict by tool")
     found = {}
     for function in functions:
         made = tool_of(function)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -12,10 +14,12 @@ from pathlib import Path
 from ..core.errors import DeployError
 from ..engines.ort import OrtError
 from ..format.calls import Call, CallSyntaxError, parse_calls
-from ..format.findings import did_you_mean
+from ..format.findings import FormatError, did_you_mean, one_line, reporter
+from ..format.grammar import GrammarError
 from ..format.template import render
 from ..format.tokens import CALL_START
 from ..format.tools import repair_tools
+from ..format.values import check_text
 from ..runtimes.constrained import Grammar
 from ..runtimes.drafts import Drafts
 from ..runtimes.onnxruntime import OrtGenerator
@@ -59,7 +63,7 @@ class Model:
     """A tuned model with the tools, the developer turn and the verbatim arguments of its training.
 
     The keys and values of the developer turn are those that the deployed site ships, where it is of this model; else
-    they are computed once. One thread at a time may ask.
+    they are computed once. Threads may ask at once: they take turns, at each token of a stream.
     """
 
     def __init__(self, source: Source, variant: str = "q4", threads: int | None = None):
@@ -68,6 +72,7 @@ class Model:
         self.generator = OrtGenerator(source.model, variant, threads=threads, **kept)
         self.grammar = Grammar(source.model, source.verbatim, self.generator.tokenizer)
         self.grammar.vocab_size = self.generator.model.vocab
+        self._turn = threading.Lock()
         self._prefix_of = ""  # the tools whose keys and values the generator holds
 
     @property
@@ -83,8 +88,8 @@ class Model:
         self, queries: Sequence[str], tools: Tools | None = None, max_tokens: int = 256, constrained: bool = True
     ) -> list[Answer]:
         """The answers to several requests, decoded together; `seconds` are those of all of them."""
-        if isinstance(queries, str):
-            raise LoadError("queries is one text: give a list, or ask with call")
+        if isinstance(queries, str) or not isinstance(queries, Iterable):
+            raise LoadError(f"queries is a {type(queries).__name__}: give a list of texts, or ask with call")
         return self._ask([[_said_by_user(query)] for query in queries], self._offered(tools), max_tokens, constrained)
 
     def stream(
@@ -94,18 +99,22 @@ class Model:
 
         The iterator's return value is the Answer: `answer = yield from model.stream(…)`.
         """
-        begin, offered = time.perf_counter(), self._offered(tools)
-        [prompt], constraints = self._prepare([[_said_by_user(query)]], offered, max_tokens, constrained)
-        ids, told = [], ""
-        for token in self.generator.stream_ids(prompt, constraints and constraints[0]):
-            ids.append(token)
+        begin = time.perf_counter()
+        tokens, ids, told = self._tokens(_said_by_user(query), self._offered(tools), max_tokens, constrained), [], ""
+        while True:
+            with self._asking():
+                try:
+                    ids.append(next(tokens))
+                except StopIteration as last:
+                    ended = last.value
+                    break
             text = self.generator.decode(ids)
             if not text.endswith("\ufffd"):  # the bytes of a character may take several tokens
                 yield text.removeprefix(told)
                 told = text
         if rest := self.generator.decode(ids).removeprefix(told):
             yield rest
-        return self._read(ids, self.generator.finished[0], time.perf_counter() - begin)
+        return self._read(ids, ended, max_tokens, time.perf_counter() - begin)
 
     def run(
         self,
@@ -123,6 +132,7 @@ class Model:
         are those of all `rounds`, `text` and `ids` the last answer. Raises LoadError for a function of no tool.
         """
         begin, functions, offered = time.perf_counter(), functions_by_name(functions), self._offered(tools)
+        _check_count("rounds", rounds)
         named = {tool["name"]: tool for tool in offered}
         for name in functions:
             if name not in named:
@@ -141,13 +151,29 @@ class Model:
 
     def _ask(self, dialogues: list[list[dict]], tools: list[dict], max_tokens: int, constrained: bool) -> list[Answer]:
         begin = time.perf_counter()
-        prompts, constraints = self._prepare(dialogues, tools, max_tokens, constrained)
-        answers = self.generator.generate_ids(prompts, constraints)
+        with self._asking():
+            prompts, constraints = self._prepare(dialogues, tools, max_tokens, constrained)
+            answers, ended = self.generator.generate_ids(prompts, constraints), self.generator.finished
         seconds = time.perf_counter() - begin
-        return [self._read(ids, ended, seconds) for ids, ended in zip(answers, self.generator.finished, strict=True)]
+        return [self._read(*answer, max_tokens, seconds) for answer in zip(answers, ended, strict=True)]
+
+    def _tokens(self, said: dict, tools: list[dict], max_tokens: int, constrained: bool) -> Generator[int, None, bool]:
+        """The tokens of an answer, each made within a turn of the caller's; returns whether it is complete."""
+        [prompt], constraints = self._prepare([[said]], tools, max_tokens, constrained)
+        return (yield from self.generator.stream_ids(prompt, constraints and constraints[0]))
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """A turn at the generator, which one thread may have; what cannot be asked is a LoadError."""
+        with self._turn:
+            try:
+                yield
+            except (FormatError, GrammarError, OrtError) as error:
+                raise LoadError(one_line(str(error))) from error
 
     def _prepare(self, dialogues: list[list[dict]], tools: list[dict], max_tokens: int, constrained: bool):
         """The rendered prompts of dialogues, and their constraints or None; the generator holds the prefix of both."""
+        _check_count("max_tokens", max_tokens)
         self._hold_prefix(tools)
         self.generator.max_tokens = max_tokens
         turn = self.source.turn.fill(datetime.now().astimezone())
@@ -178,16 +204,20 @@ class Model:
         """The tools of a question, normalised. Raises LoadError."""
         if tools is None:
             return self.tools
+        if isinstance(tools, (str, Mapping)) or not isinstance(tools, Iterable):
+            raise LoadError(f"tools is a {type(tools).__name__}: give a list of declarations or decorated functions")
         offered, findings = repair_tools(declarations(tools))
         if errors := [finding for finding in findings if finding.level == "error"]:
             raise LoadError(str(errors[0]))
         return offered
 
-    def _read(self, ids: Sequence[int], ended: bool, seconds: float) -> Answer:
+    def _read(self, ids: Sequence[int], ended: bool, max_tokens: int, seconds: float) -> Answer:
         text = self.generator.decode(ids)
         calls, error = (), ""
         if not ended:
-            error = f"truncated at max_tokens = {self.generator.max_tokens}"
+            error = f"truncated at max_tokens = {max_tokens}"
+            if len(ids) < max_tokens:
+                error = f"truncated: the model holds {self.generator.model.positions} tokens (max_positions)"
         else:
             try:
                 calls = (*parse_calls(text),)
@@ -198,9 +228,20 @@ class Model:
 
 
 def _said_by_user(query: str) -> dict:
-    if not isinstance(query, str) or not query.strip():
+    if not isinstance(query, str):
+        raise LoadError(f"the request is a {type(query).__name__}: give a text")
+    if not query.strip():
         raise LoadError("the request is empty: give a text")
+    findings = []
+    check_text(query, "", reporter(findings, ""))
+    if findings:
+        raise LoadError(f"the request: {findings[0].message}")
     return {"role": "user", "content": query}
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise LoadError(f"{name} is {value!r}: give a whole number from 1 on")
 
 
 def _calls_and_results(answer: Answer, results: list[Result]) -> list[dict]:

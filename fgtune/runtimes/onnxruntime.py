@@ -13,7 +13,7 @@ once for all rows as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -98,7 +98,7 @@ class OrtGenerator:
         return [self.decode(ids) for ids in self.generate_ids(prompts, constraints)]
 
     def generate_ids(self, prompts: Sequence[str], constraints: Sequence[Constraint] | None = None) -> list[list[int]]:
-        """New token ids for each prompt, without the stop id; at most `max_tokens` each."""
+        """New token ids for each prompt, without the stop id; at most `max_tokens` each, and as the model holds."""
         rows = self._encode_all(prompts)
         self.ids, self.finished = [], []
         past = self._shared_past(rows) if rows else []
@@ -109,14 +109,17 @@ class OrtGenerator:
             self.finished += ended
         return self.ids
 
-    def stream_ids(self, prompt: str, constraint: Constraint | None = None) -> Iterator[int]:
-        """The token ids of one answer as they are chosen, without the stop id; `ids` and `finished` hold it then."""
+    def stream_ids(self, prompt: str, constraint: Constraint | None = None) -> Generator[int, None, bool]:
+        """The token ids of one answer as they are chosen, without the stop id; returns whether it came to one.
+
+        Other questions may be asked between two tokens: `ids` and `finished` are theirs.
+        """
         rows = self._encode_all([prompt])
-        answers = _Answers(1, self.stop_ids, self.max_tokens, [constraint] if constraint else None)
-        self.ids, self.finished, told = answers.ids, answers.finished, 0
+        answers, told = self._answers_to(rows, [constraint] if constraint else None), 0
         for _ in self._steps(rows, self._shared_past(rows), answers):
             yield from answers.ids[0][told:]
             told = len(answers.ids[0])
+        return answers.finished[0]
 
     def logits(self, ids: Sequence[int], start: int = 0, cached: bool = False) -> np.ndarray:
         """Logits after each of `ids[start:]`, float32 [len(ids) - start, vocab].
@@ -163,34 +166,42 @@ class OrtGenerator:
         self, rows: list[list[int]], past: list, constraints: Sequence[Constraint] | None
     ) -> tuple[list[list[int]], list[bool]]:
         """New ids of each row of a batch, and whether it came to a stop token; `past` holds the shared prefix."""
-        answers = _Answers(len(rows), self.stop_ids, self.max_tokens, constraints)
+        answers = self._answers_to(rows, constraints)
         for _ in self._steps(rows, past, answers):
             pass
         return answers.ids, answers.finished
 
+    def _answers_to(self, rows: list[list[int]], constraints: Sequence[Constraint] | None) -> _Answers:
+        """Empty answers, each with as many tokens to come as `max_tokens` and the positions of the export allow."""
+        limits = [self.max_tokens] * len(rows)
+        if self.model.positions and self.max_tokens > 0:  # the last token is not run; a prompt too long is refused then
+            limits = [min(self.max_tokens, max(1, self.model.positions - len(row) + 1)) for row in rows]
+        return _Answers(limits, self.stop_ids, constraints)
+
     def _steps(self, rows: list[list[int]], past: list, answers: _Answers) -> Iterator[None]:
         """Fill `answers` with those to a batch of rows; each step is a pass, which extends every open answer."""
-        if self.max_tokens > 0 and self.drafts and len(rows) == 1:
+        if max(answers.limits) > 0 and self.drafts and len(rows) == 1:
             held = past[0].shape()[2]
-            state = self.model.stack(past, 1, len(rows[0]) - held + self.max_tokens)
+            state = self.model.stack(past, 1, len(rows[0]) - held + answers.limits[0])
             yield from self._speculate(state, held, rows[0], 0, answers)
-        elif self.max_tokens > 0:
-            logits, state = self._prefill(rows, past)
+        elif max(answers.limits) > 0:
+            logits, state = self._prefill(rows, past, answers.limits)
             tokens = [answers.extend(i, scores) for i, scores in enumerate(logits)]
             yield
             yield from self._decode(state, rows, tokens, answers)
 
-    def _prefill(self, rows: list[list[int]], past: list) -> tuple[list[np.ndarray], list]:
+    def _prefill(self, rows: list[list[int]], past: list, limits: list[int]) -> tuple[list[np.ndarray], list]:
         """Run what each row has beyond `past`, row by row.
 
-        Returns the logits [vocab] after each row, and the past of all rows, with capacity for their answers.
+        Returns the logits [vocab] after each row, and the past of all rows, with capacity for answers up to `limits`.
         """
         held = past[0].shape()[2]
         if not self.model.right_padded:  # a batch of one
             (row,) = rows
             logits, state = self.model.run(np.array([row[held:]]), past)
             return [logits.reshape(-1)], state
-        state = self.model.stack(past, len(rows), max(map(len, rows)) - held + self.max_tokens)
+        longest = max(len(row) + limit for row, limit in zip(rows, limits, strict=True))
+        state = self.model.stack(past, len(rows), longest - held)
         found = []
         for i, row in enumerate(rows):
             own = self.model.part(state, slice(i, i + 1))
@@ -220,9 +231,7 @@ class OrtGenerator:
         """Complete answer `i` to the prompt `row` with drafts; `state` holds the first `held` tokens of both."""
         while answers.is_open(i):
             ids = row + answers.ids[i]
-            room = self.max_tokens - len(answers.ids[i]) - 1
-            if self.model.positions:
-                room = min(room, self.model.positions - len(ids))
+            room = answers.limits[i] - len(answers.ids[i]) - 1
             constraint = answers.constraints[i] if answers.constraints else None
             draft = self.drafts.propose(ids, room, constraint)[:room] if room > 0 else []
             draft = list(takewhile(lambda token: token not in self.stop_ids, draft))  # nothing comes behind one
@@ -235,12 +244,12 @@ class OrtGenerator:
 
 
 class _Answers:
-    """The answers to a batch of prompts as they grow."""
+    """The answers to a batch of prompts as they grow, each to its own limit of tokens."""
 
-    def __init__(self, count: int, stop_ids: frozenset[int], max_tokens: int, constraints: Sequence[Constraint] | None):
-        self.ids: list[list[int]] = [[] for _ in range(count)]
-        self.finished = [False] * count
-        self.stop_ids, self.max_tokens, self.constraints = stop_ids, max_tokens, constraints
+    def __init__(self, limits: list[int], stop_ids: frozenset[int], constraints: Sequence[Constraint] | None):
+        self.ids: list[list[int]] = [[] for _ in limits]
+        self.finished = [False] * len(limits)
+        self.limits, self.stop_ids, self.constraints = limits, stop_ids, constraints
         for constraint in constraints or ():
             constraint.start()
 
@@ -254,4 +263,4 @@ class _Answers:
 
     def is_open(self, i: int) -> bool:
         """Whether answer `i` goes on."""
-        return not self.finished[i] and len(self.ids[i]) < self.max_tokens
+        return not self.finished[i] and len(self.ids[i]) < self.limits[i]
