@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import types
 
 import pytest
@@ -178,6 +179,40 @@ def test_the_prompt_cache_is_the_sites_where_it_fits_and_else_is_run_once(run, t
     assert load(copy).call("ring Ann").calls == (ANN,) and taken == ["run"], "the cache is of other weights"
 
 
+DAMAGED = [
+    ("07_quantize/generation_config.json", "{}", "names no eos_token_id"),
+    ("07_quantize/generation_config.json", '{"eos_token_id": "x"}', "no token id"),
+    ("07_quantize/generation_config.json", '{"eos', "names no eos_token_id"),
+    ("07_quantize/stage.json", "[]", "no finished 07_quantize"), ("01_data/stage.json", "{}", "no finished 01_data"),
+    ("07_quantize/onnx/model_q4.onnx", "x", "does not load"), ("01_data/tools.json", None, "tools.json"),
+    ("10_deploy_browser/site/model/tokenizer.json", "{", "does not load"),
+    ("01_data/developer_turn.json", "3", "no developer turn"), ("01_data/verbatim_arguments.json", "[3]", "no names"),
+    ("10_deploy_browser/stage.json", '{"stage": "10_deploy_browser", "key": "s"}', ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file, text, message", DAMAGED)
+def test_a_damaged_run_is_one_line_that_names_the_file(run, tmp_path, file, text, message):
+    shutil.copytree(run, tmp_path / "run")
+    path = tmp_path / "run" / file
+    path.write_text(text) if text is not None else path.unlink()
+    if not message:  # the site is left out, and the run loads without it
+        assert load(tmp_path / "run").source.site is None
+        return
+    with pytest.raises(LoadError, match=message) as error:
+        load(tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_folder_is_one_line():
+    for folder in (None, 3, ["x"], b"x", "a\nb", "x" * 5000):
+        with pytest.raises(LoadError) as error:
+            load(folder)
+        assert "\n" not in str(error.value)
+    with pytest.raises(LoadError, match="threads is 'two'"):
+        load("x", threads="two")
+
+
 @pytest.mark.parametrize("what", ["nothing", "no folder", "variant", "no tools", "unfinished", "bad tools", "no data"])
 def test_what_cannot_be_loaded_is_one_line(run, tmp_path, what):
     folder, variant = tmp_path / "x", "q4"
@@ -212,11 +247,74 @@ def test_calls_and_texts(model):
     said = model.call("hi")
     assert (said.calls, said.text, said.error) == ((), "Hello.", "")
     assert model.call("ring Ann", max_tokens=3).error == "truncated at max_tokens = 3"
-    for wrong in ("", "  ", None):
+    for wrong in ("", "  ", "\n\n"):
         with pytest.raises(LoadError, match="empty"):
             model.call(wrong)
-    with pytest.raises(LoadError, match="give a list"):
-        model.batch("hi")
+    for wrong in (None, 12, b"hi", ["hi"]):
+        with pytest.raises(LoadError, match="give a text"):
+            model.call(wrong)
+    for wrong in ("hi", None, 3):
+        with pytest.raises(LoadError, match="give a list"):
+            model.batch(wrong)
+
+
+def test_a_question_that_cannot_be_asked_is_one_line_and_the_next_one_is_answered(model):
+    for wrong, message in [("a<end_of_turn>b", "control token <end_of_turn>"), ("a▁b", "reads as a space"),
+                           ("a\ud800", "half of a character"), ("x " * 3000, "do not fit.*shorten")]:  # fmt: skip
+        for ask in (model.call, lambda query: list(model.stream(query)), lambda query: model.run(query, FUNCTIONS)):
+            with pytest.raises(LoadError, match=message) as error:
+                ask(wrong)
+            assert "\n" not in str(error.value) and "messages[" not in str(error.value)
+    for count in (0, -1, 1.5, None, "3"):
+        with pytest.raises(LoadError, match=f"max_tokens is {count!r}: give a whole number"):
+            model.call("hi", max_tokens=count)
+        with pytest.raises(LoadError, match="rounds is"):
+            model.run("hi", FUNCTIONS, rounds=count)
+    for wrong in (3, "add", TOOLS[0], add):
+        with pytest.raises(LoadError, match=r"tools is a .*: give a list"):
+            model.call("hi", tools=wrong)
+    with pytest.raises(ToolError, match="give a list of functions"):
+        model.run("hi", add)
+    assert model.call("hi").text == "Hello."
+
+
+def test_an_answer_ends_where_the_positions_of_the_model_do(model):
+    """Nothing is allocated beyond them."""
+    assert model.call("hi", max_tokens=10**9).text == "Hello."
+    answer = model.call("x " * 400, tools=[], max_tokens=10**9, constrained=False)
+    long = len(model.generator.encode(render([{"role": "developer", "content": TRIGGER},
+                                              {"role": "user", "content": "x " * 400}], [], True)))  # fmt: skip
+    assert answer.error in ("", "truncated: the model holds 1024 tokens (max_positions)")
+    assert long + len(answer.ids) <= 1025
+
+
+def test_threads_take_turns(model):
+    alone, found = {query: model.call(query).ids for query in DIALOGUES}, []
+
+    def ask(query):
+        found.extend((query, model.call(query).ids) for _ in range(8))
+
+    threads = [threading.Thread(target=ask, args=(query,)) for query in DIALOGUES]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(found) == 8 * len(DIALOGUES) and all(alone[query] == ids for query, ids in found)
+
+
+def test_other_questions_may_be_asked_within_a_stream(model):
+    alone, pieces = model.call("ring Ann"), []
+    stream = model.stream("ring Ann")
+    pieces.append(next(stream))
+    assert model.call("hi", max_tokens=1).error  # a stream takes neither its limit nor its end
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as last:
+            assert (last.value.ids, last.value.error, last.value.calls) == (alone.ids, "", alone.calls)
+            break
+        model.call("hi", max_tokens=2)
+    left = model.stream("ring Bob")
+    next(left), left.close()
+    assert model.call("ring Ann").ids == alone.ids
 
 
 def test_what_the_grammar_forces_and_the_dialogue_says_costs_no_pass(model, monkeypatch):
@@ -244,8 +342,12 @@ def test_a_batch_and_a_stream_give_the_answers_of_single_questions(model):
 def test_a_stream_gives_whole_characters(model, monkeypatch):
     encoded = model.generator.encode("é🦉 a")
     assert len(encoded) > 5  # bytes: the tiny vocabulary has neither
-    monkeypatch.setattr(model.generator, "stream_ids", lambda *_: iter(encoded))
-    monkeypatch.setattr(model.generator, "finished", [True])
+
+    def stream_ids(*_):
+        yield from encoded
+        return True
+
+    monkeypatch.setattr(model.generator, "stream_ids", stream_ids)
     pieces = list(model.stream("hi", constrained=False))
     assert "".join(pieces) == "é🦉 a" and "🦉" in "".join(pieces) and not any("\ufffd" in piece for piece in pieces)
 

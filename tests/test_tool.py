@@ -1,6 +1,7 @@
 """A typed function with a docstring as a tool: types, descriptions, errors, and the command."""
 
 import datetime
+import functools
 import json
 import textwrap
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from fgtune import ToolError, tool
 from fgtune.core.errors import FgtuneError
 from fgtune.format.schema import checkable_schema, is_plain
 from fgtune.format.tools import lint_tools, normalize_tools
+from fgtune.inference.decorator import declarations
 from fgtune.inference.docstrings import parse_docstring
 from fgtune.inference.modules import module_tools
 from fgtune_helpers.__main__ import main
@@ -221,12 +223,30 @@ def refused_functions():
     async def later(a: int):
         "Do."
 
+    def endless(a: float = float("inf")):
+        "Do."
+
+    def ahead(a: Annotated[str, Field(pattern="^a(?=b)")]):
+        "Do."
+
+    def aliased(a: Annotated[str, Field(alias="from")]):
+        "Do."
+
+    def several(a: int):
+        "Do."
+        yield a
+
+    def method(self, a: int):
+        "Do."
+
     def missing(a: "Nowhere"):  # noqa: F821
         "Do."
 
     return [(untyped, "'b' has no type"), (spread, r"\*values"), (positional, "a: int"), (union, "value"),
             (odd, "'value' has a type without a schema"), (reserved, "type"), (unknown, "describes 'b'"),
-            (anything, "value"), (later, "async"), (missing, "Nowhere")]  # fmt: skip
+            (anything, "value"), (later, "async"), (missing, "Nowhere"),
+            (endless, "Not JSON"), (ahead, "look-ahead"), (aliased, "'a' has an alias"), (several, "generator"),
+            (method, "tool\\(object.method\\)")]  # fmt: skip
 
 
 @pytest.mark.parametrize("function, message", refused_functions(), ids=lambda item: getattr(item, "__name__", ""))
@@ -236,7 +256,39 @@ def test_refusals_name_the_function_and_the_argument(function, message):
     assert "\n" not in str(error.value) and isinstance(error.value, FgtuneError)
 
 
+@pytest.mark.parametrize("thing", [len, int, 3, "f", functools.partial(max, 1), functools.cache(with_annotation),
+                                   staticmethod(with_annotation), classmethod(with_annotation)])  # fmt: skip
+def test_what_is_no_plain_function_is_refused(thing):
+    with pytest.raises(ToolError, match="is no plain function") as error:
+        tool(thing)
+    assert "\n" not in str(error.value)
+
+
+def test_a_bound_method_is_a_tool():
+    class Counter:
+        count = 3
+
+        def more(self, by: int) -> int:
+            """Count on."""
+            return self.count + by
+
+    made = tool(Counter().more)
+    [declared] = declarations([made])
+    assert declared["name"] == "more" and list(declared["parameters"]["properties"]) == ["by"] and made(by=2) == 5
+
+
+@dataclass
+class Picky:
+    side: int
+
+    def __post_init__(self):
+        raise LookupError(f"no side {self.side}\nnone")
+
+
 def test_a_value_that_does_not_fit_names_its_place():
+    with pytest.raises(ToolError, match="f: value: LookupError: no side 3") as error:
+        with_annotation(Picky).__fgtune_tool__.arguments({"value": {"side": 3}})
+    assert "\n" not in str(error.value)
     with pytest.raises(ToolError, match=r"f: value\.lat: "):
         with_annotation(Point).__fgtune_tool__.arguments({"value": {"lat": "north"}})
     with pytest.raises(ToolError, match="f: value: "):

@@ -20,7 +20,7 @@ def open_session(path: Path, threads: int | None = None, collect: Sequence[str] 
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised
     if threads:
         options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads != 1 else "0")

@@ -52,11 +52,13 @@ def load(folder: str | Path, variant: str = "q4", threads: int | None = None) ->
 
     `threads` None takes one per core. Raises LoadError for anything else, and for a variant that is not there.
     """
+    if threads is not None:
+        _check_count("threads", threads)
     try:
         with open_source(folder, variant) as source:
             return Model(source, variant, threads)
-    except (OrtError, DeployError) as error:
-        raise LoadError(str(error)) from error
+    except (OrtError, DeployError, OSError) as error:
+        raise LoadError(one_line(str(error))) from error
 
 
 class Model:

@@ -13,6 +13,7 @@ from ..data.developer_turn import DeveloperTurn
 from ..data.readers.files import DataError
 from ..data.readers.tools import load_tools
 from ..export.layout import VARIANTS, model_file
+from ..format.findings import one_line
 from ..format.template import TRIGGER
 from ..site.manifest import read_manifest
 from ..site.pieces import whole_model
@@ -49,6 +50,8 @@ def open_source(folder: str | Path, variant: str) -> Iterator[Source]:
 
     Raises LoadError, or DeployError for a site of another format.
     """
+    if not isinstance(folder, (str, Path)):
+        raise LoadError(f"the folder is a {type(folder).__name__}: give a path")
     folder = Path(folder).expanduser()
     if (folder / "site.json").exists():
         with _of_site(folder, variant) as source:
@@ -61,7 +64,9 @@ def open_source(folder: str | Path, variant: str) -> Iterator[Source]:
         yield _of_folder(folder, folder, variant)
     else:
         what = "is no folder" if not folder.is_dir() else "holds no model"
-        raise LoadError(f'{folder} {what}: give a finished run, a deployed site, or a folder with "onnx" and {TOOLS}')
+        raise LoadError(
+            f'{one_line(str(folder))} {what}: give a finished run, a deployed site, or a folder with "onnx" and {TOOLS}'
+        )
 
 
 @contextmanager
@@ -81,9 +86,9 @@ def _of_run(run: Path, variant: str) -> Source:
         deployed, quantized = _stage(run, DEPLOYED), _stage(run, QUANTIZED)
     except LoadError:
         return source
-    site, inputs = run / DEPLOYED / "site", deployed["inputs"]
+    site, inputs = run / DEPLOYED / "site", deployed.get("inputs", {})
     pruned = site / "model" / "tokenizer.json"
-    if (inputs[QUANTIZED], inputs[DATA]) != (quantized["key"], data["key"]) or not pruned.exists():
+    if (inputs.get(QUANTIZED), inputs.get(DATA)) != (quantized["key"], data["key"]) or not pruned.exists():
         return source  # the site is of an earlier training
     return replace(source, tokenizer=pruned, site=site)
 
@@ -93,20 +98,32 @@ def _of_folder(model: Path, data: Path, variant: str) -> Source:
     for name in MODEL_FILES:
         if not (model / name).exists():
             raise LoadError(f"{model} holds no {name}")
-    turn, verbatim = _json(data / TURN), _json(data / VERBATIM)
+    verbatim = _json(data / VERBATIM) or ()
+    if not isinstance(verbatim, (list, tuple, dict)) or not all(isinstance(name, str) for name in verbatim):
+        raise LoadError(f"{data / VERBATIM} holds no names of arguments (tool.argument)")
     return Source(
         model,
         model / "tokenizer.json",
         _tools(data / TOOLS),
-        DeveloperTurn.from_json(turn) if turn else DeveloperTurn(TRIGGER),
-        tuple(verbatim or ()),
+        _turn(data / TURN),
+        tuple(verbatim),
     )
+
+
+def _turn(path: Path) -> DeveloperTurn:
+    """The developer turn of a training; the plain one where no file says another."""
+    if not (value := _json(path)):
+        return DeveloperTurn(TRIGGER)
+    try:
+        return DeveloperTurn.from_json(value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LoadError(one_line(f"{path} holds no developer turn: {type(error).__name__}: {error}")) from None
 
 
 def _stage(run: Path, stage: str) -> dict:
     """`stage.json` of a finished stage."""
     manifest = _json(run / stage / "stage.json")
-    if manifest is None or manifest.get("skipped"):
+    if not isinstance(manifest, dict) or not {"stage", "key"} <= set(manifest) or manifest.get("skipped"):
         command = f"python -m fgtune_helpers run -p run_dir {run} --to {stage[:2]}"
         raise LoadError(f"{run} has no finished {stage}: {command}")
     return manifest
@@ -120,8 +137,8 @@ def _require(folder: Path, variant: str, there: list[str]) -> None:
 def _tools(path: Path) -> list[dict]:
     try:
         tools, findings = load_tools(path)
-    except DataError as error:
-        raise LoadError(str(error)) from None
+    except (DataError, OSError) as error:
+        raise LoadError(one_line(str(error))) from None
     if errors := [finding for finding in findings if finding.level == "error"]:
         raise LoadError(str(errors[0]))
     return tools

@@ -56,10 +56,14 @@ class OrtGenerator:
             raise OrtError(str(error)) from None
         with ThreadPoolExecutor(1) as beside:  # onnxruntime leaves the interpreter free while it loads
             model = beside.submit(OrtModel, path, threads)
-            self.tokenizer = Tokenizer.from_file(str(tokenizer_file or folder / "tokenizer.json"))
+            tokenizer_file = tokenizer_file or folder / "tokenizer.json"
+            try:
+                self.tokenizer = Tokenizer.from_file(str(tokenizer_file))
+            except Exception as error:  # tokenizers raises nothing narrower
+                raise OrtError(f"{tokenizer_file} does not load: {str(error).splitlines()[0]}") from error
             self.model = model.result()
         if stop_ids is None:
-            stop_ids = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+            stop_ids = _stop_ids(folder / "generation_config.json")
         self.stop_ids = frozenset([stop_ids] if isinstance(stop_ids, int) else stop_ids)
         self.variant, self.max_tokens = variant, max_tokens
         self.batch_size = batch_size if self.model.right_padded else 1
@@ -241,6 +245,17 @@ class OrtGenerator:
                     break
             held = len(row) + len(answers.ids[i]) - 1  # what was run behind the last token but one was not chosen
             yield
+
+
+def _stop_ids(path: Path) -> int | list[int]:
+    """What ends an answer, by a model's `generation_config.json`. Raises OrtError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["eos_token_id"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OrtError(f"{path} names no eos_token_id: {type(error).__name__}: {error}") from None
+    if not all(isinstance(token, int) for token in (found if isinstance(found, list) else [found])):
+        raise OrtError(f"{path}: eos_token_id is no token id or list of them")
+    return found
 
 
 class _Answers:
