@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import test from 'node:test';
 import { setFlagsFromString } from 'node:v8';
+import { Worker } from 'node:worker_threads';
 import { createDecoder, features } from '../../web/kernels/decoder.js';
 import * as reference from '../../web/kernels/reference.js';
 
@@ -80,7 +81,7 @@ function near(found, wanted, tolerance, name) {
 test('this engine runs every build', () => assert.deepEqual(can, { relaxed: true, threads: true }));
 
 for (const bits of [4, 8])
-  for (const block of [32, 64, 128])
+  for (const block of [32, 64, 128, 256])
     test(`product: ${bits} bits in blocks of ${block}, exactly`, () => {
       for (const [rows, blocks, count] of [[1, 1, 1], [7, 3, 2], [64, 2, 5], [13, 5, 3]]) {
         const width = blocks * block;
@@ -287,4 +288,57 @@ test('a cache of float16; what is refused', async () => {
   await assert.rejects(createDecoder({ wasm: loaders('simd'), layout, read, capacity: 513 }), /1 to 512/);
   await assert.rejects(createDecoder({ wasm: loaders('simd'), layout: { ...layout, format: 0 }, read, capacity: 9 }), /format 0/);
   await assert.rejects(createDecoder({ wasm: loaders('simd'), layout, read: async (p, o, n) => new Uint8Array(n - 1), capacity: 9 }), /shorter/);
+});
+
+test('a thread that stops is not awaited for ever: the pass fails, and the decoder is closed', async () => {
+  const { layout, read } = randomModel(MODELS['two precisions, pairs of heads']);
+  const open = async (spawn, patience) => createDecoder({ wasm: loaders('simd'), layout, read, threads: 2, capacity: 16, spawn, patience });
+  let helper;
+  const gone = await open((url) => (helper = new Worker(url)), 1);
+  gone.run([1, 2]);
+  await helper.terminate();
+  assert.throws(() => gone.run([3]), /a thread of the model stopped/);
+  assert.deepEqual([gone.capacity, gone.length], [0, 0]);
+  assert.throws(() => gone.run([3]), /disposed/);
+  gone.dispose();
+  // one that traps, in memory that is not there, says so
+  const began = performance.now();
+  const broken = await open((url) => {
+    const worker = new Worker(url);
+    const post = worker.postMessage.bind(worker);
+    worker.postMessage = (job) => post({ ...job, thread: 1 << 16 });
+    return worker;
+  }, 20);
+  assert.throws(() => {
+    for (let i = 0; i < 500; i++) { // until it gets something to do
+      broken.run(ascending(16));
+      broken.truncate(0);
+    }
+  }, /a thread of the model stopped/);
+  assert.ok(performance.now() - began < 15000);
+});
+
+test('a layout whose sizes do not belong together is refused', async () => {
+  const { layout, read } = randomModel(MODELS['two precisions, pairs of heads']);
+  const load = (change) => {
+    const damaged = structuredClone(layout);
+    change(damaged);
+    return createDecoder({ wasm: loaders('simd'), layout: damaged, read, capacity: 16 });
+  };
+  (await load(() => {})).dispose();
+  for (const change of [
+    (l) => { l.hidden = 80; }, (l) => { l.inner += 32; }, (l) => { l.vocab += 1; }, (l) => { l.heads = 3; }, (l) => { l.layers[1].norms = {}; },
+    (l) => { l.layers[0].down[0].block = 16; }, (l) => { l.layers[0].down[0].bits = 4; }, (l) => { l.layers[2].qkv.pop(); },
+    (l) => { l.layers[0].out[0].scales.length -= 2; }, (l) => { l.layers[0].out[0].zero_points.length += 1; }, (l) => { delete l.embedding; },
+    (l) => { l.embedding.table.qweight.length -= 16; }, (l) => { l.embedding.token_ids.length -= 8; }, (l) => { l.ropes.local.pop(); },
+    (l) => { l.final_norm.length = 4; }, (l) => { l.layers[0].rope = 'none'; }, (l) => { l.layers = []; },
+  ]) await assert.rejects(load(change), { name: 'Error', message: /the layout is damaged/ }, String(change)); // prettier-ignore
+  await assert.rejects(load((l) => { delete l.final_norm.file; }), /the layout is shorter/);
+  const far = async (path, offset, length) => {
+    const bytes = await read(path, offset, length);
+    const { offset: at } = layout.embedding.token_ids;
+    if (offset <= at && at < offset + length) bytes[at - offset + 1] = 1; // token 256 and more
+    return bytes;
+  };
+  await assert.rejects(createDecoder({ wasm: loaders('simd'), layout, read: far, capacity: 16 }), /the token \d+, which is none/);
 });

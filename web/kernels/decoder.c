@@ -43,9 +43,10 @@
  * draft is checked) into arithmetic: `panel_once` and `panel_twice` differ in their order, not in their results.
  *
  * THREADS. All run `pass`; between two barriers they take tasks from one counter, so that a slow core does less.
- * Waiters spin for a few microseconds, then sleep. There is no static data: everything lies where decoder.js put it,
- * in structs of 32-bit words whose order decoder.js knows. Sources: Gemma 3, https://arxiv.org/abs/2503.19786;
- * MatMulNBits, onnxruntime's ContribOperators.md; relaxed SIMD, https://github.com/WebAssembly/relaxed-simd.
+ * Waiters spin for a few microseconds, then sleep; a thread that is awaited in vain ends the pass by a trap. There is no
+ * static data: everything lies where decoder.js put it, in structs of 32-bit words whose order decoder.js knows.
+ * Sources: Gemma 3, https://arxiv.org/abs/2503.19786; MatMulNBits, onnxruntime's ContribOperators.md; relaxed SIMD,
+ * https://github.com/WebAssembly/relaxed-simd.
  */
 #include <wasm_simd128.h>
 
@@ -98,7 +99,7 @@ typedef struct {
   i32 first, count, keep;
   const i32 *picked, *precise_picked, *precise_columns;  /* picked 0: all rows */
   i32 picks, precise_picks;
-  i32 threads, quit, generation, arrived, phase, sleepers, task;
+  i32 threads, quit, generation, arrived, phase, sleepers, task, patience;  /* patience: seconds, of a barrier */
 } Model;
 
 /* ---- Threads ---- */
@@ -106,11 +107,15 @@ typedef struct {
 INLINE i32 peek(i32 *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
 INLINE i32 take(Model *m) { return __atomic_fetch_add(&m->task, 1, __ATOMIC_SEQ_CST); }
 
-/* Return once *word is no longer `old`. */
-static void await_change(Model *m, i32 *word, i32 old) {
+/* Return once *word is no longer `old`; trap after `seconds` (-1: never) of waiting, and when a thread has failed. Each
+ * second is a wait of its own: one that a sleeping machine cuts short counts no more than another. */
+static void await_change(Model *m, i32 *word, i32 old, i32 seconds) {
   for (i32 i = 0; i < SPIN; i++) if (peek(word) != old) return;
   __atomic_fetch_add(&m->sleepers, 1, __ATOMIC_SEQ_CST);
-  while (peek(word) == old) __builtin_wasm_memory_atomic_wait32(word, old, -1);
+  while (peek(word) == old) {
+    if (!seconds || (seconds > 0 && peek(&m->quit) && peek(word) == old)) __builtin_trap();
+    if (__builtin_wasm_memory_atomic_wait32(word, old, seconds < 0 ? -1 : 1000000000LL) == 2) seconds--;
+  }
   __atomic_fetch_sub(&m->sleepers, 1, __ATOMIC_SEQ_CST);
 }
 
@@ -123,7 +128,10 @@ static void announce(Model *m, i32 *word, i32 value) {
 /* All threads meet; the last one in resets the tasks and opens the next phase. */
 static void barrier(Model *m) {
   i32 phase = peek(&m->phase);
-  if (__atomic_add_fetch(&m->arrived, 1, __ATOMIC_SEQ_CST) < m->threads) { await_change(m, &m->phase, phase); return; }
+  if (__atomic_add_fetch(&m->arrived, 1, __ATOMIC_SEQ_CST) < m->threads) {
+    await_change(m, &m->phase, phase, m->patience);
+    return;
+  }
   m->arrived = 0;
   m->task = 0;
   announce(m, &m->phase, phase + 1);
@@ -689,14 +697,20 @@ EXPORT(run) void run(Model *m) {
 /* What a helper thread does until `stop`: sleep, then its part of the next job. */
 EXPORT(help) void help(Model *m, i32 thread) {
   for (i32 seen = 0;; seen++) {
-    await_change(m, &m->generation, seen);
-    if (m->quit) return;
+    await_change(m, &m->generation, seen, -1);
+    if (peek(&m->quit)) return;
     pass(m, thread);
   }
 }
 
+/* For a helper thread that goes under: who waits for it traps. */
+EXPORT(fail) void fail(Model *m) {
+  __atomic_store_n(&m->quit, 1, __ATOMIC_SEQ_CST);
+  __builtin_wasm_memory_atomic_notify(&m->phase, m->threads);
+}
+
 EXPORT(stop) void stop(Model *m) {
-  m->quit = 1;
+  __atomic_store_n(&m->quit, 1, __ATOMIC_SEQ_CST);
   announce(m, &m->generation, m->generation + 1);
 }
 #endif

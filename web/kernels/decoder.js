@@ -11,6 +11,7 @@ const KEPT = 8; // most rows of logits of a pass
 const TILE = 8; // positions whose scores a thread holds
 const PIECE = 4 << 20; // bytes read at a time
 const GAP = 1 << 16; // bytes between two tensors that are read over
+const PATIENCE = 60; // seconds that a thread waits for another one; its work is one of milliseconds
 export const FORMAT = 1; // of the layout
 
 export class DecoderError extends Error {}
@@ -52,7 +53,7 @@ const MODEL = [
   ...words('table', 1, MATRIX), ...words('precise', 1, MATRIX), 'places', 'layer',
   'x', 'normed', 'qkv', 'mixed', 'branch', 'gate_up', 'scores', 'logits', ...words('quantized', 2, ['codes', 'sums']),
   'ids', 'first', 'count', 'keep', 'picked', 'precise_picked', 'precise_columns', 'picks', 'precise_picks',
-  'threads', 'quit', 'generation', 'arrived', 'phase', 'sleepers', 'task',
+  'threads', 'quit', 'generation', 'arrived', 'phase', 'sleepers', 'task', 'patience',
 ]; // prettier-ignore
 const AT = Object.fromEntries(MODEL.map((name, i) => [name, i]));
 
@@ -66,10 +67,12 @@ const AT = Object.fromEntries(MODEL.map((name, i) => [name, i]));
  * @param threads 1 needs no SharedArrayBuffer
  * @param capacity most tokens of a conversation
  * @param spawn `(url) => Worker` for helper threads, where the default does not suit
+ * @param patience seconds after which a helper thread that does nothing is given up
  * @returns {Promise<Decoder>}
  */
-export async function createDecoder({ wasm, layout, read, threads = 1, capacity = 4096, spawn = null }) {
+export async function createDecoder({ wasm, layout, read, threads = 1, capacity = 4096, spawn = null, patience = PATIENCE }) {
   if (layout.format !== FORMAT) throw new DecoderError(`a layout of format ${layout.format}, not ${FORMAT}`);
+  if (!isWhole(layout)) throw new DecoderError('the layout is damaged: its sizes do not belong together');
   if (!(capacity > 0 && capacity <= layout.positions))
     throw new DecoderError(`capacity ${capacity}: the model has positions for 1 to ${layout.positions} tokens`);
   const can = features();
@@ -85,6 +88,7 @@ export async function createDecoder({ wasm, layout, read, threads = 1, capacity 
   const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
   exports.__stack_pointer.value = STACK;
   await fillMemory(plan, layout, memory.buffer, exports, read);
+  new Int32Array(memory.buffer)[plan.model / 4 + AT.patience] = patience;
   const helpers = [];
   try {
     for (let i = 1; i < threads; i++) helpers.push(await startHelper(spawn, { module, memory, model: plan.model, i }));
@@ -110,6 +114,30 @@ async function startHelper(spawn, { module, memory, model, i }) {
   });
   worker.unref?.();
   return worker;
+}
+
+/** Whether a layout's sizes belong together; past the end of a tensor the kernels would read another one. */
+function isWhole({ vocab, hidden, inner, heads, kv_heads, head_dim: dim, ropes, embedding, layers, final_norm }) {
+  const matrix = (m, width) => {
+    const blocks = m.rows * (width / m.block);
+    const zeros = m.bits === 8 ? blocks : m.rows * Math.ceil(width / m.block / 2);
+    return m.width === width && width % m.block === 0 && width / m.block <= 512 && [32, 64, 128, 256].includes(m.block) &&
+      [4, 8].includes(m.bits) && [16, 32].includes(m.scale_bits) && m.qweight.length === (m.rows * width * m.bits) / 8 &&
+      m.scales.length === (blocks * m.scale_bits) / 8 && (!m.zero_points || m.zero_points.length === zeros); // prettier-ignore
+  };
+  const product = (list, rows, width) =>
+    list.every((m) => matrix(m, width) && m.block === list[0].block) && list.reduce((sum, m) => sum + m.rows, 0) === rows;
+  const norms = (l) => Object.entries({ input_norm: hidden, query_norm: dim, key_norm: dim, post_attention_norm: hidden,
+    pre_feedforward_norm: hidden, post_feedforward_norm: hidden }).every(([name, n]) => l.norms[name].length === 4 * n); // prettier-ignore
+  try {
+    return hidden % 16 === 0 && dim % 16 === 0 && heads % kv_heads === 0 && layers.length > 0 && layers.every((l) =>
+      product(l.qkv, (heads + 2 * kv_heads) * dim, hidden) && product(l.out, hidden, heads * dim) && l.window >= 0 &&
+      product(l.gate_up, 2 * inner, hidden) && product(l.down, hidden, inner) && norms(l) && ropes[l.rope].length === dim / 2) &&
+      product([embedding.table], vocab, hidden) && final_norm.length === 4 * hidden && (!embedding.precise ||
+      (matrix(embedding.precise, hidden) && embedding.token_ids.length === 8 * embedding.precise.rows)); // prettier-ignore
+  } catch {
+    return false; // a part is missing
+  }
 }
 
 /** Where everything lies: addresses, and the total of bytes. Nothing is read yet. */
@@ -207,6 +235,7 @@ async function fillMemory(plan, layout, buffer, exports, read) {
     const places = new Int32Array(buffer, plan.rows.places, layout.vocab).fill(-1);
     const ids = new Int32Array(buffer, plan.rows.ids, layout.embedding.precise.rows);
     new BigInt64Array(raw.get(plan.token_ids).buffer).forEach((id, i) => {
+      if (!(id >= 0 && id < layout.vocab)) throw new DecoderError(`a row of more bits is of the token ${id}, which is none`);
       ids[i] = Number(id);
       places[ids[i]] = i;
     });
@@ -216,8 +245,10 @@ async function fillMemory(plan, layout, buffer, exports, read) {
 /** Copy tensors ({ref, target}) from the files and from the layout itself; neighbours are read together. */
 async function readTensors(jobs, layout, read) {
   const inline = Uint8Array.from(atob(layout.inline), (c) => c.charCodeAt(0));
-  for (const { ref, target } of jobs.filter((job) => job.ref.file === undefined))
+  for (const { ref, target } of jobs.filter((job) => job.ref.file === undefined)) {
+    if (!(ref.offset + ref.length <= inline.length)) throw new DecoderError('the layout is shorter than it says');
     target.set(inline.subarray(ref.offset, ref.offset + ref.length));
+  }
   const room = new Uint8Array(PIECE);
   const outside = jobs.filter((job) => job.ref.file !== undefined && job.ref.length);
   outside.sort((a, b) => (a.ref.file < b.ref.file ? -1 : a.ref.file > b.ref.file ? 1 : a.ref.offset - b.ref.offset));
@@ -301,7 +332,13 @@ export class Decoder {
       this.#set('first', this.length);
       this.#set('count', size);
       this.#set('keep', from + size === count ? keep : 0);
-      this.#exports.run(this.#plan.model);
+      try {
+        this.#exports.run(this.#plan.model);
+      } catch {
+        for (const helper of this.#helpers.splice(0)) helper.terminate();
+        this.dispose();
+        throw new DecoderError('a thread of the model stopped: ask again, and the model starts anew');
+      }
       this.length += size;
     }
     return keep ? new Float32Array(this.#buffer, this.#plan.scratch.logits, keep * picks) : null;
@@ -341,11 +378,12 @@ export class Decoder {
     this.length = length;
   }
 
-  /** End the helper threads and let go of the memory. */
+  /** End the helper threads and let go of the memory; nothing fits any more. */
   dispose() {
     if (this.#helpers.length) this.#exports?.stop(this.#plan.model);
     this.#helpers = [];
     this.#exports = this.#buffer = this.#ints = null;
+    this.length = this.capacity = 0;
   }
 
   #set(name, value) {

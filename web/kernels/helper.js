@@ -6,7 +6,11 @@ async function start({ module, memory, model, stack, thread }) {
   const { exports } = await WebAssembly.instantiate(module, { env: { memory } });
   exports.__stack_pointer.value = stack;
   port.postMessage('ready');
-  exports.help(model, thread); // returns when the decoder is disposed
+  try {
+    exports.help(model, thread); // returns when the decoder is disposed
+  } catch {
+    exports.fail(model);
+  }
   port.close();
 }
 
