@@ -30,7 +30,7 @@ from fgtune.format.template import TRIGGER, render
 from fgtune.quantize.recipes import Recipe
 from fgtune.quantize.variants import quantize
 from fgtune.runtimes.constrained import Grammar
-from fgtune.runtimes.node import NodeGenerator, NodeProcess
+from fgtune.runtimes.node import NodeError, NodeGenerator, NodeProcess
 from fgtune.runtimes.onnxruntime import OrtGenerator
 from fgtune.site import browser, prompt_cache
 from fgtune.site.browser import browser_job, find_chromium, run_browser, try_in_browser
@@ -45,9 +45,10 @@ TOOLS = json.loads((project_root() / "examples" / "tools" / "everyday.json").rea
 QUERIES = ["What is 3 + 4?", "Weather in Paris, please", "find pictures of cats"]
 MAX_TOKENS = 48
 SCENARIOS = ("cold_warm_offline", "one_thread", "service_worker_isolates", "webgpu", "broken_downloads", "other_tools",
-             "other_scripts", "other_format", "hostile_tools", "grammar", "keyboard_and_access",
-             "hundred_questions")  # fmt: skip
-OWN_SCENARIOS = ("cold_warm_offline", "one_thread", "other_tools", "hostile_tools", "grammar", "hundred_questions")
+             "all_at_once", "damaged_prompt_cache", "other_scripts", "other_format", "hostile_tools", "grammar",
+             "keyboard_and_access", "hundred_questions")  # fmt: skip
+OWN_SCENARIOS = ("cold_warm_offline", "one_thread", "other_tools", "all_at_once", "damaged_prompt_cache",
+                 "hostile_tools", "grammar", "hundred_questions")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -431,6 +432,38 @@ def test_kernels_in_node_go_on_with_a_dialogue(node_site):
     (long,) = node_site([far], maxTokens=2)
     assert long["stats"]["promptTokens"] > 1536
     assert node_site([first], constrained="call", maxTokens=80)[0]["ids"] == answer["ids"]
+
+
+def test_kernels_in_node_say_what_is_too_long_and_go_on(node_site):
+    prompt = question(QUERIES[0], TOOLS, TRIGGER)
+    (expected,) = node_site([prompt], maxTokens=8)
+    with pytest.raises(
+        NodeError, match=r"The dialogue has \d+ tokens with the tools, and the model takes fewer than \d+\."
+    ):
+        node_site([question("and then? " * 3000, TOOLS, TRIGGER)])
+    assert node_site([prompt], maxTokens=8)[0]["ids"] == expected["ids"]
+    (single,) = node_site([[2]], maxTokens=8)
+    assert single["stats"]["promptTokens"] == 1 and single["ids"]
+
+
+def test_kernels_in_node_leave_what_is_of_another_model(kernel_site, tmp_path):
+    """Neither keys and values of other weights nor a damaged table of drafts change an answer."""
+    shutil.copytree(kernel_site, tmp_path / "site")
+    manifest = read_manifest(kernel_site)
+    (weights,) = [entry for entry in manifest["files"] if entry["path"].endswith("q4.onnx_data")]
+    weights["sha256"] = "0" * 64
+    (tmp_path / "site/prefix/drafts.bin").write_bytes(b"FGN1 damaged")
+    manifest["files"].append(file_entry(tmp_path / "site", "prefix/drafts.bin"))
+    manifest["drafts"] = "prefix/drafts.bin"
+    (tmp_path / "site/site.json").write_text(json.dumps(manifest))
+    prompt, answers = question(QUERIES[0], TOOLS, TRIGGER), []
+    for folder, tokens in ((kernel_site, manifest["variants"]["q4"]["prefix_tokens"]), (tmp_path / "site", 0)):
+        with NodeProcess(project_root() / "web" / "node" / "site.mjs") as node:
+            assert next(node.ask({"op": "load", "folder": str(folder)}))["prefixTokens"] == tokens
+            request = {"op": "generate", "prompts": [prompt], "maxTokens": 8}
+            answers.append(next(node.ask(request, last=lambda answer: "ids" in answer))["ids"])
+    generator = OrtGenerator(kernel_site / "model", "q4", max_tokens=8)
+    same_but_for_ties(generator, prompt, *answers)
 
 
 @pytest.mark.browser

@@ -189,6 +189,8 @@ export async function decodeGreedily(decoder, prompt, { maxTokens, grammar = nul
     if (!force()) break;
     await read(waiting.length - CHUNK);
     const guesses = drafter ? drafter.propose(made, place, Math.min(MOST - waiting.length, maxTokens - made.length - 1)) : [];
+    const unknown = guesses.findIndex(({ id }) => id >= decoder.vocabSize); // of another model's table
+    if (unknown >= 0) guesses.length = unknown;
     const places = [place];
     for (const { id } of guesses) places.push(places.at(-1).after(id));
     const worth = worthChecking(guesses, places, waiting.length, pace);

@@ -73,8 +73,10 @@ export function figures({ prompt, reused, made, finished, start, first, last, to
  * makes tokens is up to the engine: `prefill`, `setPrefix`, `generateIds` and `dispose`.
  */
 export class BaseEngine {
-  constructor(tokenizer) {
+  /** @param {number} [positions] tokens that the model has positions for */
+  constructor(tokenizer, positions = Infinity) {
     this.tokenizer = tokenizer;
+    this.positions = positions;
     this.stored = null; // {ids, tensors: {name: {type, dims, data}}}: keys and values of the prefix, in ordinary memory
     this.last = null; // {ids}: the conversation so far
   }
@@ -122,6 +124,12 @@ export class BaseEngine {
     const close = mode === 'call';
     const grammar = compileGrammar(tools, { text: !close, verbatim, context: userSpans(prompt) });
     return new GrammarProcessor(grammar, this.vocabulary, { close });
+  }
+
+  /** How many tokens an answer may have, of `maxTokens`, after a prompt of so many. Throws where the prompt leaves no room. */
+  roomFor(prompt, maxTokens) {
+    if (prompt >= this.positions) throw new Error(`The dialogue has ${prompt} tokens with the tools, and the model takes fewer than ${this.positions}.`);
+    return Math.min(maxTokens, this.positions - prompt);
   }
 
   /** Throw when `signal` says stop, after waiting messages had their turn. */

@@ -36,6 +36,15 @@ export function contextHash(ids) {
  * next id (24 bits) with its share of the cases (8 bits, of 255).
  */
 export class NgramTable {
+  /** The table of a file; null for a damaged one, without which answers are the same, later. */
+  static open(buffer) {
+    try {
+      return new NgramTable(buffer);
+    } catch {
+      return null;
+    }
+  }
+
   /** @param {ArrayBuffer} buffer */
   constructor(buffer) {
     const [magic, order, count] = new Uint32Array(buffer, 0, 3);

@@ -13,7 +13,7 @@ const CHUNK_KEEPING = 256;
 export class Engine extends BaseEngine {
   /** @param {object} parts `transformers` (the module), `model`, `tokenizer` */
   constructor({ transformers, model, tokenizer }) {
-    super(tokenizer);
+    super(tokenizer, model.config.max_position_embeddings);
     this.transformers = transformers;
     this.model = model;
     this.session = model.sessions.model ?? model.sessions.decoder_model_merged;
@@ -124,6 +124,7 @@ export class Engine extends BaseEngine {
   async generateIds(ids, { maxTokens = 256, onIds = null, signal = null, grammar = null } = {}) {
     const { DynamicCache, LogitsProcessorList } = this.transformers;
     const start = performance.now();
+    maxTokens = this.roomFor(ids.length, maxTokens);
     let { cache, reused } = this.#resume(ids);
     // Long prompts run in pieces; the last piece is left to generate().
     const ahead = ids.length - 1 - ((ids.length - 1 - reused) % this.chunk);

@@ -101,6 +101,7 @@ export function deleteCache(options = {}) {
  */
 export async function loadModel(options = {}) {
   const link = take();
+  idle = null; // another model gets a worker of its own
   const base = folder(options.base);
   let last = { loaded: 0, total: 0, file: '' };
   const onMessage = (message) => {
@@ -108,10 +109,15 @@ export async function loadModel(options = {}) {
     options.onProgress?.({ ...last, step: message.step, candidate: message.candidate });
   };
   const request = { base, wish: wishOf(options), usePrefix: options.usePrefix ?? true };
-  const { site } = await link.ask('inspect', { base, wish: request.wish });
-  const info = await link.ask('load', request, { onMessage, signal: options.signal });
-  idle = null;
-  return new Model(link, info, site);
+  try {
+    const { site } = await link.ask('inspect', { base, wish: request.wish });
+    const info = await link.ask('load', request, { onMessage, signal: options.signal });
+    return new Model(link, info, site);
+  } catch (error) {
+    if (idle) link.end();
+    else idle = link;
+    throw error;
+  }
 }
 
 /** A loaded model. */

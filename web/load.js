@@ -44,7 +44,7 @@ async function loadKernels(site, store, { variant, threads }, onStep) {
   const [tokenizers, jinja] = await Promise.all(scriptsOf(site, { runtime: 'kernels' }).map((path) => importFrom(site, path)));
   const [words, config, layout] = await Promise.all(['tokenizer.json', 'tokenizer_config.json'].map((name) => json(store, `${site.model}/${name}`)).concat(json(store, kernels.layout)));
   const tokenizer = new TemplateTokenizer({ tokenizers, jinja }, words, config);
-  const table = site.drafts ? new NgramTable(await store.bytes(site.drafts)) : null;
+  const table = site.drafts ? NgramTable.open(await store.bytes(site.drafts)) : null;
   const wasm = () => store.bytes(kernelsFile(site, threads));
   const create = (capacity) => createDecoder({
     wasm: { threads: { relaxed: wasm, simd: wasm }, single: { relaxed: wasm, simd: wasm } },
@@ -54,7 +54,7 @@ async function loadKernels(site, store, { variant, threads }, onStep) {
     capacity: Math.min(capacity, layout.positions),
   });
   onStep('starting the model');
-  const engine = new NativeEngine({ create, tokenizer, table });
+  const engine = new NativeEngine({ create, tokenizer, table, positions: layout.positions });
   await engine.reserve(prefix + site.max_tokens + DIALOGUE);
   return engine;
 }

@@ -67,7 +67,7 @@ function cacheOf(decoder, tensors, length) {
   const take = (kind) => Array.from({ length: layers }, (_, layer) => {
     const name = `past_key_values.${layer}.${kind}`;
     const { dims, data } = tensors[name] ?? {};
-    if (dims?.join() !== [1, heads, length, dim].join()) throw new Error(`the prompt cache holds no ${name} of ${length} tokens for this model`);
+    if (dims?.join() !== [1, heads, length, dim].join() || data.length !== heads * length * dim) throw new Error(`the prompt cache holds no ${name} of ${length} tokens for this model`);
     return data;
   });
   return { keys: take('key'), values: take('value'), length };
@@ -80,9 +80,10 @@ export class NativeEngine extends BaseEngine {
    * @param {(capacity: number) => Promise<object>} parts.create a Decoder of so many tokens; asked for again where a dialogue is longer
    * @param {object} parts.tokenizer a `TemplateTokenizer`
    * @param {object|null} [parts.table] an NgramTable
+   * @param {number} [parts.positions] tokens that a dialogue may have, at most
    */
-  constructor({ create, tokenizer, table = null }) {
-    super(tokenizer);
+  constructor({ create, tokenizer, table = null, positions = Infinity }) {
+    super(tokenizer, positions);
     this.create = create;
     this.decoder = null;
     this.table = table;
@@ -104,14 +105,16 @@ export class NativeEngine extends BaseEngine {
     this.stored = { ids: [...ids], tensors: tensorsOf(this.decoder) };
   }
 
-  /** Take keys and values computed elsewhere: `{ids, tensors: {name: {type, dims, data}}}`. */
+  /** Take keys and values computed elsewhere: `{ids, tensors: {name: {type, dims, data}}}`; those of another model are refused. */
   setPrefix({ ids, tensors }) {
+    if (this.decoder) cacheOf(this.decoder, tensors, ids.length);
     this.stored = { ids: [...ids], tensors };
     this.shipped = 0;
   }
 
-  /** Have a decoder that so many tokens fit into. */
-  async reserve(tokens) {
+  /** Have a decoder that so many tokens fit into, and the stored prefix. */
+  async reserve(wanted) {
+    const tokens = Math.max(wanted, this.stored?.ids.length ?? 0);
     if (tokens <= (this.decoder?.capacity ?? 0)) return;
     await this.decoder?.dispose();
     this.decoder = null;
@@ -159,6 +162,7 @@ export class NativeEngine extends BaseEngine {
    */
   async generateIds(ids, { maxTokens = 256, onIds = null, signal = null, grammar = null, drafts = true } = {}) {
     const start = performance.now();
+    maxTokens = this.roomFor(ids.length, maxTokens);
     await this.reserve(ids.length + maxTokens);
     const reused = this.#resume(ids);
     const made = [];

@@ -1,4 +1,19 @@
 /** Prompt caches: keys and values of the tokens that every question begins with, as safetensors. */
+import { sha256 } from './store.js';
+import { atTwoTimes } from './turn.js';
+
+/** The ids of the tokens that every question to a site begins with. */
+export const prefixIds = (site, engine) => engine.prefixIds(site.tools, ...atTwoTimes(site.developer_turn));
+
+/**
+ * What a prompt cache depends on: the model's files and the tokens. `fgtune/site/prompt_cache.py` makes the same.
+ * @param {Map<string, {sha256: string}>} files by path
+ */
+export async function prefixHash(site, files, engine, variant) {
+  const { weights } = site.variants[variant];
+  const text = [...weights.map((path) => files.get(path).sha256), prefixIds(site, engine).join(',')].join('\n');
+  return (await sha256(new TextEncoder().encode(text))) ?? text;
+}
 
 /** Turn stored numbers into what the graph takes: float16 bits or float32. */
 export function toType(data, from, to) {

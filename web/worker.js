@@ -5,15 +5,16 @@
 import { candidates, deviceName, inspectBrowser } from './device.js';
 import { Stopped } from './dialogue.js';
 import { filesOf, loadCandidate, scriptsOf } from './load.js';
-import { readPromptCache, writePromptCache } from './prompt_cache.js';
-import { SITE_FORMAT, Store, sha256 } from './store.js';
-import { atTwoTimes } from './turn.js';
+import { prefixHash, prefixIds, readPromptCache, writePromptCache } from './prompt_cache.js';
+import { SITE_FORMAT, Store } from './store.js';
 
 let site = null;
 let store = null;
 let engine = null;
 let tools = [];
 const running = new Map(); // id -> AbortController
+const ALONE = ['load', 'generate', 'dispose']; // operations on the model: one at a time, in their order
+let before = Promise.resolve();
 
 async function open(base) {
   if (site?.base === base) return;
@@ -134,7 +135,7 @@ async function start(candidate, failures, usePrefix, id, signal, started) {
   const prefix = usePrefix ? await readyPrefix(candidate, id, signal) : 'off';
   store.release();
   await store.keepScripts(scriptsOf(site, candidate));
-  await store.sweep([prefixName(candidate, await prefixHash(candidate))]);
+  await store.sweep([prefixName(candidate, await hashOf(candidate))]);
   return {
     ...candidate,
     why: [candidate.why, ...failures].filter(Boolean).join('; '),
@@ -152,35 +153,28 @@ async function start(candidate, failures, usePrefix, id, signal, started) {
   };
 }
 
-/** What the keys and values of the prefix depend on: the model's files and the tokens. `fgtune/site/prompt_cache.py` makes the same. */
-async function prefixHash({ variant }) {
-  const { weights } = site.variants[variant];
-  const ids = engine.prefixIds(tools, ...atTwoTimes(site.developer_turn));
-  const text = [...weights.map((path) => store.files.get(path).sha256), ids.join(',')].join('\n');
-  return (await sha256(new TextEncoder().encode(text))) ?? text;
-}
-
+const hashOf = ({ variant }) => prefixHash(site, store.files, engine, variant);
 const prefixName = ({ variant, device, runtime }, hash) => `own-prompt-cache-${variant}-${device}-${runtime}-${hash.slice(0, 32)}`;
 
 /** The shipped cache when it belongs to this model and these tools, else one from an earlier visit, else a new one. */
 async function readyPrefix(candidate, id, signal) {
-  const hash = await prefixHash(candidate);
-  const path = site.variants[candidate.variant].prefix;
-  if (path) {
-    const shipped = readPromptCache(await store.bytes(path));
-    if (shipped.hash === hash) {
-      engine.setPrefix(shipped);
-      return 'shipped';
+  const hash = await hashOf(candidate);
+  const fits = (buffer) => {
+    try {
+      const cache = readPromptCache(buffer);
+      if (cache.hash === hash) engine.setPrefix(cache);
+      return cache.hash === hash;
+    } catch {
+      return false; // damaged
     }
-  }
+  };
+  const path = site.variants[candidate.variant].prefix;
+  if (path && fits(await store.bytes(path))) return 'shipped';
   const name = prefixName(candidate, hash);
   const own = await store.recall(name);
-  if (own) {
-    engine.setPrefix(readPromptCache(own));
-    return 'kept';
-  }
+  if (own && fits(own)) return 'kept';
   post(id, { type: 'step', step: 'reading the tools once (kept for the next visit)' });
-  const ids = engine.prefixIds(tools, ...atTwoTimes(site.developer_turn));
+  const ids = prefixIds(site, engine);
   await engine.prefill(ids, { signal });
   const tensors = Object.fromEntries(Object.entries(engine.stored.tensors).map(([key, { dims, data }]) => [key, { dims, data }]));
   await store.remember(name, writePromptCache({ hash, ids, tensors }));
@@ -198,7 +192,10 @@ self.onmessage = async ({ data: { id, op, ...rest } }) => {
   const controller = new AbortController();
   running.set(id, controller);
   try {
-    post(id, { type: 'done', value: await operations[op](rest, id, controller.signal) });
+    const work = () => operations[op](rest, id, controller.signal);
+    const value = ALONE.includes(op) ? before.then(work) : work();
+    if (ALONE.includes(op)) before = value.catch(() => {});
+    post(id, { type: 'done', value: await value });
   } catch (error) {
     const name = controller.signal.aborted ? 'AbortError' : error?.name ?? 'Error';
     post(id, { type: 'error', name, message: firstLine(error), retry: error?.retry });

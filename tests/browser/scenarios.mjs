@@ -201,6 +201,72 @@ const scenarios = {
     });
   },
 
+  /** Questions at the same time wait for each other, also for one that is stopped; a second model has a worker of its own. */
+  async all_at_once() {
+    return fresh({ serviceWorkers: 'block' }, async ({ page, job: here }) => {
+      await visit(page, here);
+      await start(page);
+      const found = await page.evaluate(async ([queries, maxTokens]) => {
+        const { model } = globalThis.fgtune;
+        const alone = [];
+        for (const query of queries) alone.push(await model.call(query, { maxTokens }));
+        const { signal, abort } = ((c) => ({ signal: c.signal, abort: () => c.abort() }))(new AbortController());
+        const stopped = model.call(queries[0], { signal, onText: abort });
+        const together = await Promise.all(queries.map((query) => model.call(query, { maxTokens })));
+        const { loadModel } = await import('./index.js');
+        const pair = await Promise.all([0, 1].map(() => loadModel({ device: 'wasm', threads: 1, runtime: model.info.runtime })));
+        await pair[0].close();
+        const other = await pair[1].call(queries[0], { maxTokens });
+        const long = await model.call('and then? '.repeat(3000)).catch((error) => error.message);
+        const after = await model.call(queries[0], { maxTokens });
+        return [[...alone, alone[0], alone[0]], [...together, other, after]].map((list) => list.map(({ ids }) => ids.join()))
+          .concat([(await stopped).stopped, long]);
+      }, [job.queries, 12]);
+      assert.deepEqual(found[1], found[0], 'the answers are those of questions one after the other');
+      assert.equal(found[2], true);
+      assert.match(found[3], /^The dialogue has \d+ tokens with the tools, and the model takes fewer than \d+\.$/);
+    });
+  },
+
+  /** A prompt cache that is damaged, kept from an earlier visit, is made anew. */
+  async damaged_prompt_cache() {
+    return fresh({ serviceWorkers: 'block' }, async ({ context, page, job: here }) => {
+      await context.route('**/site.json', async (route) => {
+        const response = await route.fetch();
+        const site = await response.json();
+        for (const variant of Object.values(site.variants)) variant.prefix = null;
+        await route.fulfill({ response, json: site });
+      });
+      const asked = async () => {
+        await visit(page, here);
+        await start(page);
+        await tick(page, 'tools-on', false);
+        const { ids, stats } = (await ask(page, job.queries[0])).turns[0].answer;
+        const { prefix, prefixTokens } = await info(page);
+        assert.equal(stats.reusedTokens, prefixTokens);
+        return [prefix, ids.join()];
+      };
+      const first = await asked();
+      assert.equal(first[0], 'computed');
+      assert.deepEqual(await asked(), ['kept', first[1]]);
+      const damaged = await page.evaluate(async () => {
+        let count = 0;
+        for (const name of await caches.keys()) {
+          const cache = await caches.open(name);
+          for (const request of await cache.keys()) {
+            if (!request.url.includes('own-prompt-cache')) continue;
+            const bytes = await (await cache.match(request)).arrayBuffer();
+            await cache.put(request, new Response(bytes.slice(0, bytes.byteLength / 2)));
+            count += 1;
+          }
+        }
+        return count;
+      });
+      assert.equal(damaged, 1);
+      assert.deepEqual(await asked(), first);
+    });
+  },
+
   /** A vocabulary without some scripts: a question in one of them is answered, and the page says what it was trained for. */
   async other_scripts() {
     return fresh({ serviceWorkers: 'block' }, async ({ context, page, job: here }) => {

@@ -182,7 +182,18 @@ test('a table of drafts: the longest context that is known, and no damaged file'
   assert.equal(table.next([]).id, 8, 'the beginning of an answer');
   assert.ok(Math.abs(table.next([5]).chance - 240 / 255) < 1e-9);
   assert.equal(table.next([4]), null);
+  for (const damaged of [Uint32Array.from([1, 2, 3]), Uint32Array.from([0x314e4746, 4, 9]), new Uint8Array(5), new Uint8Array(14)]) assert.equal(NgramTable.open(damaged.buffer), null);
   assert.throws(() => new NgramTable(Uint32Array.from([1, 2, 3]).buffer), /damaged/);
+});
+
+test('a table of another model, whose tokens this one lacks, changes no token', async () => {
+  const table = tableOf([[VOCABULARY.size + 5, 6], [VOCABULARY.size + 5, 6]]);
+  assert.ok(table.next([]).id > VOCABULARY.size);
+  const [toy, made] = [new Toy(3), []];
+  const run = toy.run.bind(toy);
+  toy.run = (ids, how) => (assert.ok(ids.every((id) => id < VOCABULARY.size)), run(ids, how));
+  await decodeGreedily(toy, [7, 8, 9], { maxTokens: 4, made, pace: EVEN, drafter: new Drafter({ encode, decode: () => '', table }) });
+  assert.deepEqual(made, plainly(new Toy(3), [7, 8, 9], { maxTokens: 4 }));
 });
 
 test('a draft is as long as it pays', () => {

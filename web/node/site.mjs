@@ -10,7 +10,7 @@ import path from 'node:path';
 import readline from 'node:readline';
 import { pathToFileURL } from 'node:url';
 import { loadCandidate } from '../load.js';
-import { readPromptCache } from '../prompt_cache.js';
+import { prefixHash, readPromptCache } from '../prompt_cache.js';
 import { SITE_FORMAT } from '../store.js';
 
 /** The files of a folder, read as `Store` reads those of an address. */
@@ -45,7 +45,7 @@ class Folder {
   }
 }
 
-/** Load the model of a deployed folder: `{site, engine}`; the shipped prompt cache is in use where there is one. */
+/** Load the model of a deployed folder: `{site, engine}`; the shipped prompt cache is in use where it is of this model and these tools. */
 export async function openSite(folder, { variant = null, threads = 1 } = {}) {
   const site = JSON.parse(readFileSync(path.join(folder, 'site.json'), 'utf8'));
   if (site.format !== SITE_FORMAT) throw new Error(`site.json has format ${site.format}, not ${SITE_FORMAT}: build the site again`);
@@ -55,7 +55,8 @@ export async function openSite(folder, { variant = null, threads = 1 } = {}) {
   const store = new Folder(folder, site.files);
   const engine = await loadCandidate(site, store, { runtime: 'kernels', device: 'wasm', variant: name, threads }, () => {});
   const { prefix } = site.variants[name];
-  if (prefix) engine.setPrefix(readPromptCache(await store.bytes(prefix)));
+  const cache = prefix ? readPromptCache(await store.bytes(prefix)) : null;
+  if (cache?.hash === (await prefixHash(site, store.files, engine, name))) engine.setPrefix(cache);
   return { site, engine };
 }
 
