@@ -6,6 +6,7 @@ import http.client
 import http.server
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -288,6 +289,16 @@ def test_opened_from_disk_the_page_says_what_to_do(site):
     (answer,) = run_browser(job, Path(__file__).parent / "browser" / "from_disk.mjs")
     assert answer["state"] == "failed" and answer["button"] == "Not possible here"
     assert 'serve its folder with "python -m fgtune_helpers serve"' in answer["message"]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ARM's SIMD cannot be switched off")
+def test_without_simd_the_page_says_so_before_anything_is_downloaded(site):
+    with serving(site) as url:
+        job = browser_job(url=url, timeout=30000, moreArgs=["--js-flags=--no-enable-ssse3 --no-enable-sse4-1"])
+        (answer,) = run_browser(job, Path(__file__).parent / "browser" / "from_disk.mjs")
+    assert answer["button"] == "Not possible here"
+    assert answer["message"].startswith("WebAssembly has no SIMD instructions here")
 
 
 # ---------------------------------------------------------------- two runtimes over the same weights

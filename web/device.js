@@ -9,10 +9,13 @@
 export const GPU_ORDER = ['q4f16', 'q4', 'fp16', 'q4s', 'fp32'];
 export const CPU_ORDER = ['q4', 'int8', 'q4s', 'fp32'];
 
-/** Look at the browser (page or worker): `{gpu, gpuWhy, half, software, isolated, aloneWhy, cores}`. */
+/** A module with one instruction of SIMD, which both runtimes need, WebGPU or not. */
+const SIMD = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11);
+
+/** Look at the browser (page or worker): `{simd, gpu, gpuWhy, half, software, isolated, aloneWhy, cores}`. */
 export async function inspectBrowser() {
   const found = {
-    gpu: false, gpuWhy: '', half: false, software: false,
+    simd: WebAssembly.validate(SIMD), gpu: false, gpuWhy: '', half: false, software: false,
     isolated: Boolean(globalThis.crossOriginIsolated && typeof SharedArrayBuffer !== 'undefined'),
     aloneWhy: globalThis.crossOriginIsolated ? 'this browser offers no SharedArrayBuffer' : 'the page is not cross-origin isolated',
     cores: navigator.hardwareConcurrency || 1,
@@ -47,6 +50,7 @@ export async function inspectBrowser() {
  * @returns {Candidate[]}
  */
 export function candidates(browser, variants, { device = 'auto', variant = 'auto', threads = 0, runtime = 'auto' } = {}) {
+  if (!browser.simd) throw new Error('WebAssembly has no SIMD instructions here, and nothing runs the model without: another browser or a newer device has them');
   const pick = (kind, order) => {
     const fits = (name) => variants[name]?.devices.includes(kind) && (kind !== 'webgpu' || browser.half || !variants[name].half);
     if (variant !== 'auto') return fits(variant) ? variant : null;

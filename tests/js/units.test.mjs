@@ -70,7 +70,7 @@ test('prompt cache files', () => {
 
 test('device choice', () => {
   const variants = { q4: { devices: ['webgpu', 'wasm'], half: false }, q4f16: { devices: ['webgpu'], half: true } };
-  const browser = { gpu: true, gpuWhy: '', half: true, software: false, isolated: true, cores: 8 };
+  const browser = { simd: true, gpu: true, gpuWhy: '', half: true, software: false, isolated: true, cores: 8 };
   const short = (list) => list.map(({ device, variant, threads }) => `${device} ${variant} ${threads}`);
   assert.deepEqual(short(candidates(browser, variants)), ['webgpu q4f16 1', 'wasm q4 4']);
   assert.deepEqual(short(candidates({ ...browser, half: false }, variants)), ['webgpu q4 1', 'wasm q4 4']);
@@ -89,6 +89,7 @@ test('device choice', () => {
   assert.match(candidates(browser, packed, { device: 'wasm', runtime: 'onnxruntime' })[0].why, /onnxruntime as chosen/);
   assert.match(candidates(browser, variants, { device: 'wasm' })[0].why, /q4 is not packed as our own kernels want it/);
   assert.throws(() => candidates(browser, variants, { device: 'wasm', runtime: 'kernels' }), /no deployed variant/);
+  assert.throws(() => candidates({ ...browser, simd: false }, packed), /WebAssembly has no SIMD instructions here/);
   assert.throws(() => candidates(browser, variants, { device: 'wasm', variant: 'q4f16' }), /q4f16 does not runs? on wasm|q4f16/);
 });
 
@@ -98,6 +99,7 @@ test('why there is one thread', async () => {
   Object.defineProperty(globalThis, 'navigator', { value: {}, configurable: true }); // old Node has none
   try {
     assert.deepEqual(await inspectBrowser().then(({ isolated, aloneWhy }) => [isolated, aloneWhy]), [false, 'the page is not cross-origin isolated']);
+    assert.equal((await inspectBrowser()).simd, true);
     globalThis.crossOriginIsolated = true;
     assert.equal((await inspectBrowser()).isolated, true);
     delete globalThis.SharedArrayBuffer; // as in some builds of WebKit
