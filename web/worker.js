@@ -141,6 +141,7 @@ async function start(candidate, failures, usePrefix, id, signal, started) {
     why: [candidate.why, ...failures].filter(Boolean).join('; '),
     prefix,
     prefixTokens: engine.stored?.ids.length ?? 0,
+    wasm: filesOf(site, candidate).runtime[0],
     bytes: size(paths),
     parts: partsOf(candidate, usePrefix),
     fromCache: have,
