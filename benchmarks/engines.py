@@ -22,7 +22,8 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # not this folder: its onnx.py would hide the package
 
 from benchmarks.webdriver import BrowserError, Firefox, WebKit, find_firefox, find_webkit  # noqa: E402
 
@@ -42,36 +43,38 @@ def find_chromium() -> tuple | str:
     return ()
 
 
-def in_chromium(site: Path, questions: list[str], isolated: bool) -> tuple[dict, list[dict]]:
+def in_chromium(site: Path, questions: list[str], isolated: bool, runtime: str) -> tuple[dict, list[dict]]:
     from fgtune.site.browser import try_in_browser
 
-    answers = try_in_browser(site, questions, isolated=isolated)
+    answers = try_in_browser(site, questions, isolated=isolated, runtime=runtime)
     return answers[0]["page"], answers
 
 
 def in_browser(kind: type) -> Callable:
     """A function that asks the questions in a browser of this kind, through the page itself."""
 
-    def ask_all(site: Path, questions: list[str], isolated: bool, *parts: str) -> tuple[dict, list[dict]]:
+    def ask_all(site: Path, questions: list[str], isolated: bool, runtime: str, *parts: str) -> tuple[dict, list[dict]]:
         from fgtune.site.server import serving
 
-        wish = {"device": "wasm"} | ({} if isolated else {"sw": "off"})
+        wish = {"device": "wasm", "runtime": runtime} | ({} if isolated else {"sw": "off"})
         with serving(site, isolated=isolated) as url, contextlib.closing(kind(*parts)) as browser:
             browser.go(f"{url.rstrip('/')}/?{urlencode(wish)}")
-            until(browser, "!document.querySelector('#load').disabled")
-            browser.evaluate("document.querySelector('#load').click()")
-            state = "document.querySelector('#setup').dataset.state"
-            until(browser, f"['loaded', 'paused', 'failed'].includes({state})")
-            if browser.evaluate(state) != "loaded":
-                raise BrowserError(browser.evaluate("document.querySelector('#setup-message').innerText"))
+            page = start(browser)
             answers = [ask(browser, question) for question in questions]
-            page = browser.evaluate(
-                "{...fgtune.model.info, isolated: crossOriginIsolated, agent: navigator.userAgent, "
-                "shared: typeof SharedArrayBuffer !== 'undefined'}"
-            )
             return {**page, "complaints": list(browser.complaints)}, answers
 
     return ask_all
+
+
+def start(browser) -> dict:
+    """Press the button and wait for the model; returns what the page says of it."""
+    until(browser, "document.querySelector('#load')?.disabled === false")
+    browser.evaluate("document.querySelector('#load').click()")
+    state = "document.querySelector('#setup').dataset.state"
+    until(browser, f"['loaded', 'paused', 'failed'].includes({state})")
+    if browser.evaluate(state) != "loaded":
+        raise BrowserError(browser.evaluate("document.querySelector('#setup-message').innerText"))
+    return browser.evaluate("{...fgtune.model.info, isolated: crossOriginIsolated, agent: navigator.userAgent}")
 
 
 def ask(browser, question: str) -> dict:
@@ -105,7 +108,9 @@ ENGINES = {
 }
 
 
-def try_in_engine(name: str, site: Path, questions: list[str], isolated: bool = True) -> tuple[dict, list[dict]]:
+def try_in_engine(
+    name: str, site: Path, questions: list[str], isolated: bool = True, runtime: str = "auto"
+) -> tuple[dict, list[dict]]:
     """`(page, answers)` as `fgtune.site.browser.try_in_browser` gives them, with `page["peak_mb"]`.
 
     `isolated`: with the headers that threads need. Raises BrowserError where the engine is not installed.
@@ -115,7 +120,7 @@ def try_in_engine(name: str, site: Path, questions: list[str], isolated: bool = 
     if isinstance(found, str):
         raise BrowserError(found)
     with peak_memory() as peak:
-        page, answers = run(Path(site), questions, isolated, *found)
+        page, answers = run(Path(site), questions, isolated, runtime, *found)
     return {**page, "peak_mb": peak[0] / 1e6 if peak[0] else None}, answers
 
 
