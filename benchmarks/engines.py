@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import sys
 import threading
@@ -182,6 +183,7 @@ def main() -> int:
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the browsers are closed
     questions = options.question
     if not questions:
         scorecard = json.loads((options.site.parent / "scorecard.json").read_text(encoding="utf-8"))
