@@ -498,10 +498,9 @@ export class Grammar {
  */
 export function sortVocabulary(entries) {
   const control = new Map();
-  const idsOf = new Map(); // bytes (as a string of characters below 256) -> ids
-  let size = 0;
-  let count = 0;
-  let total = 0;
+  const [ids, starts] = [[], [0]]; // of each token, in the order they come
+  let bytes = new Uint8Array(1 << 16); // all tokens, one behind the other
+  let [size, longest] = [0, 0];
   for (const [token, id] of entries) {
     size = Math.max(size, id + 1);
     if (token.length === 0) continue;
@@ -509,51 +508,67 @@ export function sortVocabulary(entries) {
       control.set(token, id);
       continue;
     }
+    const at = starts.at(-1);
+    while (at + 3 * token.length > bytes.length) bytes = grown(bytes);
     const byte = token.length === 6 && /^<0x([0-9A-F]{2})>$/.exec(token);
-    const text = token.replaceAll('\u2581', ' ');
-    const key = byte ? String.fromCharCode(parseInt(byte[1], 16)) : /^[\0-\x7f]*$/.test(text) ? text : String.fromCharCode(...encoder.encode(text));
-    if (idsOf.has(key)) idsOf.get(key).push(id);
-    else idsOf.set(key, [id]);
-    count += 1;
-    total += key.length;
+    if (byte) bytes[at] = parseInt(byte[1], 16);
+    const length = byte ? 1 : encoder.encodeInto(token.replaceAll('\u2581', ' '), bytes.subarray(at)).written;
+    longest = Math.max(longest, length);
+    starts.push(at + length);
+    ids.push(id);
   }
-  const made = {
-    ids: new Int32Array(count), bytes: new Uint8Array(0), offsets: new Int32Array(count + 1),
-    shared: new Uint16Array(count), first: new Int32Array(257), control, size, longest: 0, position: new Int32Array(size).fill(-1),
+  return arranged(ids, Int32Array.from(starts), bytes, { control, size, longest });
+}
+
+/** An array of twice the length, with what is in `bytes`. */
+function grown(bytes) {
+  const more = new Uint8Array(2 * bytes.length);
+  more.set(bytes);
+  return more;
+}
+
+/** A sorted vocabulary of tokens whose bytes lie one behind the other in any order. */
+function arranged(ids, starts, bytes, { control, size, longest }) {
+  const count = ids.length;
+  // the first four bytes of each token as a number, by which most of them can be told apart
+  const heads = Float64Array.from(ids, (_, i) => {
+    let head = 0;
+    for (let k = 0; k < 4; k += 1) head = head * 256 + (starts[i] + k < starts[i + 1] ? bytes[starts[i] + k] : 0);
+    return head;
+  });
+  const same = (a, b) => { // how many leading bytes they have in common
+    const most = Math.min(starts[a + 1] - starts[a], starts[b + 1] - starts[b]);
+    let k = 0;
+    while (k < most && bytes[starts[a] + k] === bytes[starts[b] + k]) k += 1;
+    return k;
   };
-  const bytes = new Uint8Array(total);
-  let at = 0;
-  let i = 0;
-  let before = '';
-  for (const key of [...idsOf.keys()].sort()) {
-    for (const id of idsOf.get(key)) {
-      made.ids[i] = id;
-      made.offsets[i] = at;
-      made.position[id] = i;
-      const most = Math.min(key.length, before.length);
-      let same = 0;
-      while (same < most && key.charCodeAt(same) === before.charCodeAt(same)) same += 1;
-      made.shared[i] = same;
-      for (let k = 0; k < key.length; k += 1) bytes[at + k] = key.charCodeAt(k);
-      at += key.length;
-      made.longest = Math.max(made.longest, key.length);
-      before = key;
-      i += 1;
-    }
-  }
-  made.offsets[count] = at;
-  made.bytes = bytes;
+  const next = (a, k) => (starts[a] + k < starts[a + 1] ? bytes[starts[a] + k] : -1);
+  const order = Int32Array.from(ids, (_, i) => i).sort((a, b) => {
+    if (heads[a] !== heads[b]) return heads[a] - heads[b];
+    const k = same(a, b);
+    return next(a, k) - next(b, k) || a - b;
+  });
+  const made = {
+    ids: order.map((i) => ids[i]), bytes: new Uint8Array(starts[count]), offsets: new Int32Array(count + 1),
+    shared: new Uint16Array(count), first: new Int32Array(257), control, size, longest, position: new Int32Array(size).fill(-1),
+  };
+  order.forEach((from, i) => {
+    made.bytes.set(bytes.subarray(starts[from], starts[from + 1]), made.offsets[i]);
+    made.offsets[i + 1] = made.offsets[i] + starts[from + 1] - starts[from];
+    made.position[ids[from]] = i;
+    if (i) made.shared[i] = same(order[i - 1], from);
+  });
   for (let k = count - 1, byte = 256; byte >= 0; byte -= 1) {
-    while (k >= 0 && bytes[made.offsets[k]] >= byte) k -= 1;
+    while (k >= 0 && made.bytes[made.offsets[k]] >= byte) k -= 1;
     made.first[byte] = k + 1;
   }
   return made;
 }
 
-/** The sorted vocabulary of a transformers.js tokenizer. */
+/** The sorted vocabulary of a tokenizer, ours or transformers.js's. */
 export function vocabularyOf(tokenizer) {
   const vocabulary = tokenizer.get_vocab();
-  return sortVocabulary(vocabulary instanceof Map ? vocabulary : Object.entries(vocabulary));
+  return sortVocabulary(vocabulary[Symbol.iterator] ? vocabulary : Object.entries(vocabulary));
 }
 
 // ---------------------------------------------------------------- the logits processor
@@ -637,7 +652,8 @@ export class GrammarProcessor {
     if (found.length > size / 2) {
       const allowed = new Uint8Array(size);
       for (const id of found) allowed[id] = 1;
-      mask.blocked = Int32Array.from({ length: size }, (_, id) => id).filter((id) => !allowed[id]);
+      mask.blocked = new Int32Array(size - found.length);
+      for (let id = 0, n = 0; id < size; id += 1) if (!allowed[id]) mask.blocked[n++] = id;
     }
     masks.set(key, mask);
     return mask;

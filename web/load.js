@@ -3,6 +3,7 @@ import { NgramTable } from './drafts.js';
 import { loadEngine } from './engine.js';
 import { createDecoder, features } from './kernels/decoder.js';
 import { NativeEngine, TemplateTokenizer } from './native.js';
+import { free } from './store.js';
 
 /** Room for a question, its answer and what tools say to it, in tokens, beside the declarations of the tools. */
 const DIALOGUE = 768;
@@ -42,8 +43,11 @@ async function loadKernels(site, store, { variant, threads }, onStep) {
   const { kernels, prefix_tokens: prefix } = site.variants[variant];
   onStep('reading the tokenizer');
   const [tokenizers, jinja] = await Promise.all(scriptsOf(site, { runtime: 'kernels' }).map((path) => importFrom(site, path)));
-  const [words, config, layout] = await Promise.all(['tokenizer.json', 'tokenizer_config.json'].map((name) => json(store, `${site.model}/${name}`)).concat(json(store, kernels.layout)));
+  const config = await json(store, `${site.model}/tokenizer_config.json`);
+  const words = new Uint8Array(await store.bytes(`${site.model}/tokenizer.json`));
   const tokenizer = new TemplateTokenizer({ tokenizers, jinja }, words, config);
+  free(words);
+  const layout = await json(store, kernels.layout);
   const table = site.drafts ? NgramTable.open(await store.bytes(site.drafts)) : null;
   const wasm = () => store.bytes(kernelsFile(site, threads));
   const create = (capacity) => createDecoder({

@@ -6,6 +6,7 @@ import { CHUNK, Pace, decodeGreedily } from './decoding.js';
 import { BaseEngine, STOP_IDS, commonLength, figures } from './dialogue.js';
 import { Drafter } from './drafts.js';
 import { userSpans } from './grammar.js';
+import { Words } from './words.js';
 
 /** Tokens of a dialogue that memory is set aside for, in steps. */
 const ROOM = 512;
@@ -15,14 +16,19 @@ const SPECIAL = ['bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token'
 export class TemplateTokenizer {
   /**
    * @param {{tokenizers: object, jinja: object}} modules `@huggingface/tokenizers` and `@huggingface/jinja`
-   * @param {object} json what `tokenizer.json` says
+   * @param {Uint8Array} json the file `tokenizer.json`, which is read no more afterwards
    * @param {object} config what `tokenizer_config.json` says, with a `chat_template`
    */
   constructor({ tokenizers, jinja }, json, config) {
-    this.tokenizer = new tokenizers.Tokenizer(json, config);
-    // What it was made from is half of its memory, and is read no more.
-    this.tokenizer.tokenizer = null;
-    Object.assign(this.tokenizer.model, { config: null, merges: null });
+    const words = new Words(json);
+    this.words = words;
+    this.tokenizer = new tokenizers.Tokenizer(words.rest, config); // with the added tokens as its only words
+    const { model } = this.tokenizer;
+    this.added = model.tokens_to_ids;
+    const id = (word) => this.added.get(word) ?? words.id(word);
+    model.tokens_to_ids = { get: id, has: (word) => id(word) !== undefined };
+    model.bpe_ranks = { get: (pair) => words.rank(...JSON.parse(pair)) };
+    model.unk_token_id = id(model.unk_token);
     this.template = new jinja.Template(config.chat_template);
     this.special = {};
     for (const name of SPECIAL) {
@@ -35,12 +41,19 @@ export class TemplateTokenizer {
     return this.tokenizer.encode(text, options).ids;
   }
 
-  decode(ids, options) {
-    return this.tokenizer.decode(ids, options);
+  /** The text of ids, special tokens included. */
+  decode(ids) {
+    const { model, decoder } = this.tokenizer;
+    return decoder(ids.map((id) => model.vocab[id] ?? this.words.word(id) ?? model.unk_token));
   }
 
-  get_vocab() {
-    return this.tokenizer.get_vocab();
+  /** All tokens, by id: `[token, id]`. */
+  * get_vocab() {
+    const { vocab } = this.tokenizer.model; // the added ones
+    for (let id = 0; id < Math.max(this.words.size, vocab.length); id += 1) {
+      const token = vocab[id] ?? this.words.word(id);
+      if (token !== undefined) yield [token, id];
+    }
   }
 
   apply_chat_template(messages, { tools = null, add_generation_prompt = false }) {

@@ -25,6 +25,11 @@ export class DownloadError extends Error {
 
 const hex = (buffer) => Array.from(new Uint8Array(buffer), (byte) => byte.toString(16).padStart(2, '0')).join('');
 
+/** Give back the memory of bytes that are read no more: now, not when a garbage collector finds the time. */
+export function free(bytes) {
+  if (bytes.byteLength === bytes.buffer.byteLength) bytes.buffer.transfer?.(0);
+}
+
 /** SHA-256 in hex; null where the browser offers none (a page that is not served securely). */
 export async function sha256(bytes) {
   return globalThis.crypto?.subtle ? hex(await crypto.subtle.digest('SHA-256', bytes)) : null;
@@ -181,6 +186,7 @@ export class Store {
             if (index < file.parts.length) part = new Uint8Array(Math.min(PART, file.bytes - index * PART));
           }
         }
+        free(chunk.value);
         onLoaded(offset);
       }
     } finally {
@@ -193,7 +199,7 @@ export class Store {
     if (this.cache && this.kept) {
       try {
         await this.cache.put(key, new Response(bytes, { headers: { 'content-length': String(bytes.length) } }));
-        bytes.buffer.transfer?.(0); // the memory is free now, not when a garbage collector finds the time
+        free(bytes);
         return;
       } catch {
         this.kept = false; // no room: the rest stays in memory for this visit
@@ -228,7 +234,11 @@ export class Store {
   async bytes(path) {
     const file = this.files.get(path);
     const out = new Uint8Array(file.bytes);
-    for (let i = 0; i < file.parts.length; i += 1) out.set(await this.#part(file, i), i * PART);
+    for (let i = 0; i < file.parts.length; i += 1) {
+      const part = await this.#part(file, i);
+      out.set(part, i * PART);
+      this.#drop(this.#key(file, i), part);
+    }
     return out.buffer;
   }
 
@@ -257,8 +267,13 @@ export class Store {
   }
 
   #forget() {
-    if (this.recent && !this.memory.has(this.recent.key)) this.recent.bytes.buffer.transfer?.(0);
+    if (this.recent) this.#drop(this.recent.key, this.recent.bytes);
     this.recent = null;
+  }
+
+  /** A part has been read: its memory is free, where it is not the only copy. */
+  #drop(key, bytes) {
+    if (!this.memory.has(key)) free(bytes);
   }
 
   /** Have the service worker's cache hold scripts that were imported, so that the page starts without a network. */

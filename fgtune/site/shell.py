@@ -11,7 +11,8 @@ from ..runtimes.node import find_package
 
 SHELL = ("app.js", "calculator.js", "calls.js", "decoding.js", "device.js", "dialogue.js", "disk.js", "drafts.js",
          "engine.js", "functions.js", "grammar.js", "icon.svg", "index.html", "index.js", "load.js", "native.js",
-         "prompt_cache.js", "schema.js", "scripts.js", "store.js", "style.css", "turn.js", "worker.js")  # fmt: skip
+         "prompt_cache.js", "schema.js", "scripts.js", "store.js", "style.css", "turn.js", "words.js",
+         "worker.js")  # fmt: skip
 KERNELS = ("decoder.js", "helper.js")
 #: Packages beside the kernels: tokens and prompts. Each with its file, and the name that this has in a site.
 PACKAGES = {"tokenizers": ("tokenizers.min.mjs", "tokenizers.min.js"), "jinja": ("index.js", "jinja.js")}
