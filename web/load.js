@@ -3,7 +3,6 @@ import { NgramTable } from './drafts.js';
 import { loadEngine } from './engine.js';
 import { createDecoder, features } from './kernels/decoder.js';
 import { NativeEngine, TemplateTokenizer } from './native.js';
-import { free } from './store.js';
 
 /** Room for a question, its answer and what tools say to it, in tokens, beside the declarations of the tools. */
 const DIALOGUE = 768;
@@ -46,7 +45,7 @@ async function loadKernels(site, store, { variant, threads }, onStep) {
   const config = await json(store, `${site.model}/tokenizer_config.json`);
   const words = new Uint8Array(await store.bytes(`${site.model}/tokenizer.json`));
   const tokenizer = new TemplateTokenizer({ tokenizers, jinja }, words, config);
-  free(words);
+  words.buffer.transfer?.(0); // its memory is free now, not when a garbage collector finds the time
   const layout = await json(store, kernels.layout);
   const table = site.drafts ? NgramTable.open(await store.bytes(site.drafts)) : null;
   const wasm = () => store.bytes(kernelsFile(site, threads));

@@ -7,6 +7,8 @@
 export const SITE_FORMAT = 4;
 /** Bytes per part; `site.json` has one SHA-256 for each part of this size. */
 export const PART = 4 * 1024 * 1024;
+/** Bytes that are read at once, at most. */
+const ROOM = 256 * 1024;
 const CACHE = 'fgtune-parts-1';
 /** The cache of the service worker (`sw.js`). */
 const SHELL_CACHE = 'fgtune-shell-1';
@@ -25,9 +27,27 @@ export class DownloadError extends Error {
 
 const hex = (buffer) => Array.from(new Uint8Array(buffer), (byte) => byte.toString(16).padStart(2, '0')).join('');
 
-/** Give back the memory of bytes that are read no more: now, not when a garbage collector finds the time. */
-export function free(bytes) {
-  if (bytes.byteLength === bytes.buffer.byteLength) bytes.buffer.transfer?.(0);
+/**
+ * The bytes of a body, piece by piece, each valid until the next. All are read into the same memory where the browser can
+ * do that: a new buffer each time is as much garbage as the file is long, and collected late.
+ */
+async function* piecesOf(body) {
+  let [reader, room] = [null, new Uint8Array(ROOM)];
+  try {
+    reader = body.getReader({ mode: 'byob' });
+  } catch {
+    [reader, room] = [body.getReader(), null];
+  }
+  try {
+    while (true) {
+      const { done, value } = await (room ? reader.read(room) : reader.read());
+      if (done) return;
+      yield value;
+      if (room) room = new Uint8Array(value.buffer);
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
 }
 
 /** SHA-256 in hex; null where the browser offers none (a page that is not served securely). */
@@ -150,19 +170,20 @@ export class Store {
     }
     let skip = response.status === 200 ? offset : 0; // a server without ranges starts over
     let index = firstPart;
-    let part = new Uint8Array(Math.min(PART, file.bytes - index * PART));
+    const room = new Uint8Array(Math.min(PART, file.bytes)); // for one part after the other
+    const sizeOf = () => Math.min(PART, file.bytes - index * PART);
     let filled = 0;
-    const reader = response.body.getReader();
+    const pieces = piecesOf(response.body);
     try {
       while (true) {
-        let chunk;
+        let piece;
         try {
-          chunk = await reader.read();
+          piece = await pieces.next();
         } catch (error) {
           throw signal?.aborted ? error : new DownloadError(`${file.path}: the connection broke off`, true);
         }
-        if (chunk.done) break;
-        let bytes = chunk.value;
+        if (piece.done) break;
+        let bytes = piece.value;
         if (skip) {
           const cut = Math.min(skip, bytes.length);
           skip -= cut;
@@ -170,12 +191,13 @@ export class Store {
         }
         while (bytes.length) {
           if (index >= file.parts.length) throw new DownloadError(`${file.path}: the server sent more than ${file.bytes} bytes`, false);
-          const take = Math.min(bytes.length, part.length - filled);
-          part.set(bytes.subarray(0, take), filled);
+          const take = Math.min(bytes.length, sizeOf() - filled);
+          room.set(bytes.subarray(0, take), filled);
           filled += take;
           offset += take;
           bytes = bytes.subarray(take);
-          if (filled === part.length) {
+          if (filled === sizeOf()) {
+            const part = room.subarray(0, filled);
             const digest = await sha256(part);
             if (digest !== null && digest !== file.parts[index]) {
               throw new DownloadError(`${file.path}: part ${index + 1} is not what was deployed (its checksum differs)`, false);
@@ -183,14 +205,12 @@ export class Store {
             await this.#put(file.key(index), part);
             index += 1;
             filled = 0;
-            if (index < file.parts.length) part = new Uint8Array(Math.min(PART, file.bytes - index * PART));
           }
         }
-        free(chunk.value);
         onLoaded(offset);
       }
     } finally {
-      reader.cancel().catch(() => {});
+      await pieces.return();
     }
     if (index < file.parts.length) throw new DownloadError(`${file.path}: only ${offset} of ${file.bytes} bytes arrived`, true);
   }
@@ -199,22 +219,27 @@ export class Store {
     if (this.cache && this.kept) {
       try {
         await this.cache.put(key, new Response(bytes, { headers: { 'content-length': String(bytes.length) } }));
-        free(bytes);
         return;
       } catch {
         this.kept = false; // no room: the rest stays in memory for this visit
       }
     }
-    this.memory.set(key, bytes);
+    this.memory.set(key, bytes.slice());
   }
 
-  async #part(file, index) {
+  /** A part: as it is in memory, or read into `room`. */
+  async #part(file, index, room = new Uint8Array(Math.min(PART, file.bytes - index * PART))) {
     const key = this.#key(file, index);
     const bytes = this.memory.get(key);
     if (bytes) return bytes;
     const response = await this.cache?.match(key);
     if (!response) throw new DownloadError(`${file.path}: a part is missing from the browser's cache`, true);
-    return new Uint8Array(await response.arrayBuffer());
+    let filled = 0;
+    for await (const piece of piecesOf(response.body)) {
+      room.set(piece, filled);
+      filled += piece.length;
+    }
+    return room.subarray(0, filled);
   }
 
   /** The file as a Response that reads part after part. */
@@ -235,16 +260,16 @@ export class Store {
     const file = this.files.get(path);
     const out = new Uint8Array(file.bytes);
     for (let i = 0; i < file.parts.length; i += 1) {
-      const part = await this.#part(file, i);
-      out.set(part, i * PART);
-      this.#drop(this.#key(file, i), part);
+      const room = out.subarray(i * PART, (i + 1) * PART);
+      const part = await this.#part(file, i, room);
+      if (part.buffer !== out.buffer) room.set(part);
     }
     return out.buffer;
   }
 
   /**
    * `length` bytes of the file from `offset` on, valid until the next call. A model is read so, piece by piece: one part
-   * is at hand, and the one before it is let go of at once.
+   * is at hand, in the place of the one before it.
    * @returns {Promise<Uint8Array>}
    */
   async read(path, offset, length) {
@@ -255,8 +280,9 @@ export class Store {
       const index = Math.floor(at / PART);
       const key = this.#key(file, index);
       if (this.recent?.key !== key) {
-        this.#forget();
-        this.recent = { key, bytes: await this.#part(file, index) };
+        this.recent = null;
+        this.room ??= new Uint8Array(PART);
+        this.recent = { key, bytes: await this.#part(file, index, this.room) };
       }
       const piece = this.recent.bytes.subarray(at - index * PART, Math.min(offset + length - index * PART, PART));
       if (!piece.length) throw new DownloadError(`${path}: only ${file.bytes} bytes, ${offset + length} wanted`, false);
@@ -264,16 +290,6 @@ export class Store {
       at += piece.length;
     }
     return out;
-  }
-
-  #forget() {
-    if (this.recent) this.#drop(this.recent.key, this.recent.bytes);
-    this.recent = null;
-  }
-
-  /** A part has been read: its memory is free, where it is not the only copy. */
-  #drop(key, bytes) {
-    if (!this.memory.has(key)) free(bytes);
   }
 
   /** Have the service worker's cache hold scripts that were imported, so that the page starts without a network. */
@@ -300,8 +316,7 @@ export class Store {
 
   /** Forget parts in memory: the model has been built from them. */
   release() {
-    this.#forget();
-    this.scratch = null;
+    this.recent = this.room = this.scratch = null;
     if (this.cache && this.kept) this.memory.clear();
   }
 
