@@ -512,12 +512,25 @@ export function sortVocabulary(entries) {
     while (at + 3 * token.length > bytes.length) bytes = grown(bytes);
     const byte = token.length === 6 && /^<0x([0-9A-F]{2})>$/.exec(token);
     if (byte) bytes[at] = parseInt(byte[1], 16);
-    const length = byte ? 1 : encoder.encodeInto(token.replaceAll('\u2581', ' '), bytes.subarray(at)).written;
-    longest = Math.max(longest, length);
-    starts.push(at + length);
+    const end = byte ? at + 1 : put(token, bytes, at);
+    longest = Math.max(longest, end - at);
+    starts.push(end);
     ids.push(id);
   }
   return arranged(ids, Int32Array.from(starts), bytes, { control, size, longest });
+}
+
+/** Write a token as UTF-8, with spaces for what stands for them; returns where it ends. A TextEncoder leaves more to collect. */
+function put(token, bytes, at) {
+  for (let i = 0; i < token.length; i += 1) {
+    let code = token.codePointAt(i);
+    if (code > 0xffff) i += 1;
+    if (code === 0x2581) code = 0x20;
+    const more = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+    bytes[at++] = more ? ((0xff00 >> (more + 1)) & 0xff) | (code >> (6 * more)) : code;
+    for (let k = more - 1; k >= 0; k -= 1) bytes[at++] = 0x80 | ((code >> (6 * k)) & 0x3f);
+  }
+  return at;
 }
 
 /** An array of twice the length, with what is in `bytes`. */

@@ -164,10 +164,19 @@ export class Words {
     return id < 0 ? undefined : id;
   }
 
-  /** The word of an id, or undefined. */
+  /** The word of an id, or undefined. (A browser's TextDecoder leaves objects to collect for every array it is given.) */
   word(id) {
     const i = this.#order[id] ?? -1;
-    return i < 0 ? undefined : decoder.decode(this.#bytes.subarray(this.#offsets[i], this.#offsets[i + 1]));
+    if (i < 0) return undefined;
+    const bytes = this.#bytes;
+    let word = '';
+    for (let k = this.#offsets[i]; k < this.#offsets[i + 1]; k += 1) {
+      let more = bytes[k] < 0xc0 ? 0 : bytes[k] < 0xe0 ? 1 : bytes[k] < 0xf0 ? 2 : 3;
+      let code = more ? bytes[k] & (0x3f >> more) : bytes[k];
+      for (; more > 0; more -= 1) code = (code << 6) | (bytes[k += 1] & 0x3f);
+      word += String.fromCodePoint(code);
+    }
+    return word;
   }
 
   /** The rank of merging two words, or undefined. */

@@ -3,11 +3,15 @@ import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { createServer } from 'node:http';
 import test from 'node:test';
+import * as jinja from '@huggingface/jinja';
+import * as tokenizers from '@huggingface/tokenizers';
 import { calculate, evaluate } from '../../web/calculator.js';
 import { candidates, inspectBrowser } from '../../web/device.js';
 import { commonLength, sharedPrefix } from '../../web/dialogue.js';
 import { halfToFloat, readPromptCache, writePromptCache } from '../../web/prompt_cache.js';
+import { sortVocabulary, vocabularyOf } from '../../web/grammar.js';
 import { runCall } from '../../web/index.js';
+import { TemplateTokenizer } from '../../web/native.js';
 import { checkCall, disarm } from '../../web/schema.js';
 import { PART, Store } from '../../web/store.js';
 
@@ -196,4 +200,42 @@ test('downloads: parts, checks, resuming, with and without ranges', async () => 
     server.close();
     server.closeAllConnections();
   }
+});
+
+test('words: the tokens of the library that reads tokenizer.json as objects', () => {
+  const bytes = Array.from({ length: 256 }, (_, i) => `<0x${i.toString(16).toUpperCase().padStart(2, '0')}>`);
+  const merged = [['a', 'b'], ['ab', 'c'], ['\u2581', 'ab'], ['\n', '\n'], ['"', '\\'], ['\u00e9', 'a'], ['\u65e5', '\u672c'], ['\ud83d\ude00', 'a'], ['c', 'a']];
+  const words = ['<unk>', '<bos>', ...bytes, ...new Set(merged.flatMap(([a, b]) => [a, b, a + b])), 'vocab', 'merges', 'x'];
+  const added = [['<bos>', 1], ['<late>', words.length + 3]].map(([content, id]) => ({ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true }));
+  const texts = ['abcab abc  ab', '\n\n\n"\\', '\u00e9ab\u65e5\u672c\u8a9e', '\ud83d\ude00a\ud83d\ude01', 'vocabx merges', '<bos>ca<late>b', '\ud83dx', 'constructor __proto__'];
+  for (const merges of [merged, merged.map((pair) => pair.join(' '))]) {
+    const json = {
+      version: '1.0', added_tokens: added, normalizer: { type: 'Replace', pattern: { String: ' ' }, content: '\u2581' },
+      pre_tokenizer: null, post_processor: null,
+      decoder: { type: 'Sequence', decoders: [{ type: 'Replace', pattern: { String: '\u2581' }, content: ' ' }, { type: 'ByteFallback' }, { type: 'Fuse' }] },
+      model: { type: 'BPE', unk_token: '<unk>', fuse_unk: true, byte_fallback: true, ignore_merges: false, vocab: Object.fromEntries(words.map((word, id) => [word, id])), merges },
+    };
+    const whole = new tokenizers.Tokenizer(json, {});
+    for (const space of [0, 2]) {
+      const own = new TemplateTokenizer({ tokenizers, jinja }, new TextEncoder().encode(JSON.stringify(json, null, space)), { chat_template: '' });
+      for (const text of texts) {
+        const ids = whole.encode(text, { add_special_tokens: false }).ids;
+        assert.deepEqual(own.encode(text, { add_special_tokens: false }), ids, text);
+        assert.equal(own.decode(ids), whole.decode(ids, { clean_up_tokenization_spaces: false }), text);
+      }
+      const [mine, theirs] = [[...own.get_vocab()], [...whole.get_vocab()].filter(([token]) => token !== undefined)];
+      assert.deepEqual(mine, theirs);
+      const sorted = vocabularyOf(own);
+      const { offsets } = sorted;
+      const found = [...sorted.ids].map((id, i) => [Buffer.from(sorted.bytes.subarray(offsets[i], offsets[i + 1])).toString('hex'), id]);
+      const expected = theirs.filter(([token]) => !sorted.control.has(token)).map(([token, id]) => {
+        const byte = /^<0x(..)>$/.exec(token);
+        return [byte ? byte[1].toLowerCase() : Buffer.from(token.replaceAll('\u2581', ' ')).toString('hex'), id];
+      });
+      assert.deepEqual(found, expected.sort(([a, m], [b, n]) => (a < b ? -1 : a > b ? 1 : m - n)));
+      assert.deepEqual(sortVocabulary(theirs), sorted);
+    }
+  }
+  const plain = new TextEncoder().encode('{"model": {"type": "Unigram", "vocab": []}}');
+  assert.throws(() => new TemplateTokenizer({ tokenizers, jinja }, plain, {}), /byte pair encoding/);
 });
