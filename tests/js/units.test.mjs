@@ -239,3 +239,16 @@ test('words: the tokens of the library that reads tokenizer.json as objects', ()
   const plain = new TextEncoder().encode('{"model": {"type": "Unigram", "vocab": []}}');
   assert.throws(() => new TemplateTokenizer({ tokenizers, jinja }, plain, {}), /byte pair encoding/);
 });
+
+test('words: a large vocabulary is no large number of objects', () => {
+  const count = 200000;
+  const words = Array.from({ length: count }, (_, i) => `"${i.toString(36)}\u00e9":${i}`).join();
+  const merges = Array.from({ length: count }, (_, i) => `"${i.toString(36)}\u00e9 ${(count - i).toString(36)}\u00e9"`).join();
+  const rest = '"added_tokens":[],"normalizer":null,"pre_tokenizer":null,"post_processor":null,"decoder":null';
+  const json = new TextEncoder().encode(`{${rest},"model":{"type":"BPE","unk_token":"0\u00e9","vocab":{${words}},"merges":[${merges}]}}`);
+  const { heapUsed } = process.memoryUsage();
+  const own = new TemplateTokenizer({ tokenizers, jinja }, json, { chat_template: '' });
+  assert.equal(vocabularyOf(own).ids.length, count);
+  const grown = (process.memoryUsage().heapUsed - heapUsed) / 2 ** 20;
+  assert.ok(grown < 64, `${grown.toFixed()} MiB of objects`);
+});
