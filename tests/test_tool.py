@@ -331,6 +331,8 @@ def test_the_declarations_of_a_module(tmp_path, capsys):
     assert main(["check", "--tools", str(out)]) == 0
     capsys.readouterr()
     assert main(["tools", path]) == 0 and json.loads(capsys.readouterr().out) == [declared]
+    loud = module(tmp_path, 'print("hello")\ndef f(a: int):\n "Yes."')
+    assert main(["tools", loud]) == 0 and json.loads(capsys.readouterr().out)[0]["name"] == "f", "it prints"
     path = module(
         tmp_path, 'def _own(a: int):\n "No."\ndef f(a: int):\n "Yes."\ndef g(a):\n "No."\ndef h(a: int): pass'
     )

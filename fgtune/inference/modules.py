@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import json
@@ -65,7 +66,8 @@ def _imported(path: Path) -> ModuleType:
     kept = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # types are looked up by the name of their module
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):  # what a module prints is none of the declarations
+            spec.loader.exec_module(module)
     except ToolError:
         raise
     except (Exception, SystemExit) as error:
