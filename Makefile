@@ -48,6 +48,7 @@ verify: setup  ## the series on the real model, nbval on the recorded notebooks 
 	$(BIN)/python -m pytest -p no:cacheprovider --nbval-lax --nbval-cell-timeout=7200 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg --ignore notebooks/01b_generate.ipynb notebooks
 	$(BIN)/python benchmarks/browser.py --questions 0 --cases 48
+	FGTUNE_ENGINES=1 $(BIN)/python -m pytest tests/test_engines.py
 	$(BIN)/python -m fgtune_helpers audit runs/quickstart
 
 kernels: setup  ## compile the page's kernels (web/kernels) anew, with clang from PyPI: the same bytes as are committed
