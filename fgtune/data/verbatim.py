@@ -56,12 +56,12 @@ def verbatim_arguments(examples: Iterable[dict]) -> dict[str, int]:
                     limited.add(key)
     free = [key for key in values if key not in limited]
     count = sum(len(values[key]) for key in free)
-    all_copied = count == sum(copied[key] for key in free)
-    all_copied &= count >= ALL_COPIED_FROM and len(free) >= ALL_ARGUMENTS_FROM
+    many = count >= ALL_COPIED_FROM and len(free) >= ALL_ARGUMENTS_FROM
+    all_copied = many and count == sum(copied[key] for key in free)
     out = {}
     for key, held in sorted(values.items()):
-        enough = len(held) >= DISTINCT_FROM and len(set(held)) == len(held)
-        enough |= all_copied and len(held) >= REPEATED_FROM
+        distinct = len(held) >= DISTINCT_FROM and len(set(held)) == len(held)
+        enough = distinct or (all_copied and len(held) >= REPEATED_FROM)
         if copied[key] == len(held) and (len(held) >= VERBATIM_FROM or (enough and key not in limited)):
             out[key] = len(held)
     return out

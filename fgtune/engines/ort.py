@@ -78,8 +78,8 @@ class OrtModel:
         lengths = [held] * batch if lengths is None else list(lengths)
         width = max(lengths) + count
         if self.positions and width > self.positions:
-            held = f"the model was exported for {self.positions} (max_positions)"
-            raise OrtError(f"{width} tokens do not fit: {held}; shorten the text, or export for more")
+            room = f"the model was exported for {self.positions} (max_positions)"
+            raise OrtError(f"{width} tokens do not fit: {room}; shorten the text, or export for more")
         in_place = self.right_padded and held >= width
         seen = np.arange(width if in_place else held + count)
         mask = (seen[None] < (np.array(lengths) + count)[:, None]).astype(np.int64)

@@ -70,8 +70,9 @@ class Model:
 
     def __init__(self, source: Source, variant: str = "q4", threads: int | None = None):
         self.source, self.variant = source, variant
-        kept = {"tokenizer_file": source.tokenizer, "drafts": Drafts()}
-        self.generator = OrtGenerator(source.model, variant, threads=threads, **kept)
+        self.generator = OrtGenerator(
+            source.model, variant, threads=threads, drafts=Drafts(), tokenizer_file=source.tokenizer
+        )
         self.grammar = Grammar(source.model, source.verbatim, self.generator.tokenizer)
         self.grammar.vocab_size = self.generator.model.vocab
         self._turn = threading.Lock()

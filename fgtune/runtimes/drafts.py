@@ -32,20 +32,15 @@ class NgramTable:
     """Which token follows the last 1 to `order` tokens, by how often it did in known answers (token ids)."""
 
     def __init__(self, answers: Iterable[Sequence[int]], order: int = 4):
-        counts: dict[tuple[int, ...], Counter] = defaultdict(Counter)
-        for ids in map(tuple, answers):
-            for end in range(1, len(ids)):
-                for start in range(max(0, end - order), end):
-                    counts[ids[start:end]][ids[end]] += 1
         self.order, self._next = order, {}
-        for known, tokens in counts.items():
+        for known, tokens in followers(answers, order).items():
             token, seen = tokens.most_common(1)[0]
             self._next[known] = (token, seen / (tokens.total() + 1))
 
     @classmethod
     def of_rows(cls, rows: Iterable[Row], order: int = 4) -> NgramTable:
         """Of the answers that training rows hold, each behind the `order` tokens before it."""
-        return cls((answer for row in rows for answer in _answers(row, order)), order)
+        return cls((answer for row in rows for answer in learned_runs(row, order)), order)
 
     def __len__(self) -> int:
         return len(self._next)
@@ -115,7 +110,17 @@ def _followed(known: list[int]) -> int | None:
     return best
 
 
-def _answers(row: Row, before: int) -> Iterator[tuple[int, ...]]:
+def followers(answers: Iterable[Sequence[int]], order: int) -> dict[tuple[int, ...], Counter]:
+    """For each context of 1 to `order` tokens the tokens that follow it in `answers`, by how often they do."""
+    counts: dict[tuple[int, ...], Counter] = defaultdict(Counter)
+    for ids in map(tuple, answers):
+        for end in range(1, len(ids)):
+            for start in range(max(0, end - order), end):
+                counts[ids[start:end]][ids[end]] += 1
+    return counts
+
+
+def learned_runs(row: Row, before: int = 0) -> Iterator[tuple[int, ...]]:
     """Each run of learned tokens of a row, with so many tokens before it."""
     ids, end = row.ids, 0
     for learned, run in groupby(row.targets):

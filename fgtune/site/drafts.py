@@ -6,13 +6,13 @@ rough: contexts of up to four tokens, by their hashes, and for each the likelies
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ..data.rows import Row
+from ..runtimes.drafts import followers, learned_runs
 
 MAGIC = 0x314E4746  # "FGN1"
 ORDER = 4  # tokens of the longest context
@@ -24,11 +24,7 @@ BEGIN = 0  # stands before the first token of an answer
 
 def answers_of(rows: Iterable[Row]) -> list[list[int]]:
     """The learned stretches of training rows, each with the token that ends it."""
-    answers = []
-    for row in rows:
-        edges = np.flatnonzero(np.diff([False, *row.targets, False]))
-        answers += [list(row.ids[begin:end]) for begin, end in zip(edges[::2], edges[1::2], strict=True)]
-    return answers
+    return [list(run) for row in rows for run in learned_runs(row)]
 
 
 def context_hash(ids: Iterable[int]) -> int:
@@ -43,12 +39,7 @@ def context_hash(ids: Iterable[int]) -> int:
 
 def next_tokens(answers: Iterable[list[int]]) -> dict[tuple[int, ...], tuple[int, float, int]]:
     """For each context worth keeping its likeliest next token, that token's share, and how often the context came."""
-    seen: dict[tuple[int, ...], Counter] = defaultdict(Counter)
-    for answer in answers:
-        ids = [BEGIN, *answer]
-        for end in range(1, len(ids)):
-            for begin in range(max(0, end - ORDER), end):
-                seen[tuple(ids[begin:end])][ids[end]] += 1
+    seen = followers(([BEGIN, *answer] for answer in answers), ORDER)
     kept: dict[tuple[int, ...], tuple[int, float, int]] = {}
     for context in sorted(seen, key=lambda context: (len(context), context)):
         counts = seen[context]
