@@ -1,7 +1,7 @@
 /** Starts the model of a candidate (`device.js`) from a site's stored files: on our own kernels, or on transformers.js. */
 import { NgramTable } from './drafts.js';
 import { loadEngine } from './engine.js';
-import { createDecoder, features } from './kernels/decoder.js';
+import { buildFor, createDecoder } from './kernels/decoder.js';
 import { NativeEngine, TemplateTokenizer } from './native.js';
 
 /** Room for a question, its answer and what tools say to it, in tokens, beside the declarations of the tools. */
@@ -9,7 +9,7 @@ const DIALOGUE = 768;
 
 /** The file of the kernels that this browser runs on so many threads. */
 function kernelsFile(site, threads) {
-  return site.runtime.kernels.wasm[threads > 1 ? 'threads' : 'single'][features().relaxed ? 'relaxed' : 'simd'];
+  return buildFor(site.runtime.kernels.wasm, threads);
 }
 
 /** The checked files that a candidate needs, by part: `{runtime, model, prefix, drafts}`. */

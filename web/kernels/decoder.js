@@ -32,10 +32,13 @@ function relaxedIsExact() {
   return [[-128, 127], [127, 127], [-3, 5], [100, 0]].every(([a, b]) => dot(a, b) === 4 * a * b + 1); // prettier-ignore
 }
 
+let relaxed = null; // found out once
+
 /** What this engine can do: `{relaxed, threads}`. */
 export function features() {
+  relaxed ??= relaxedIsExact();
   const shared = typeof SharedArrayBuffer !== 'undefined' && globalThis.crossOriginIsolated !== false;
-  return { relaxed: relaxedIsExact(), threads: shared };
+  return { relaxed, threads: shared };
 }
 
 /** The words of the structs in decoder.c, in order; a Matrix is seven words, Quantized two. */
@@ -56,6 +59,9 @@ const MODEL = [
   'threads', 'quit', 'generation', 'arrived', 'phase', 'sleepers', 'task', 'patience',
 ]; // prettier-ignore
 const AT = Object.fromEntries(MODEL.map((name, i) => [name, i]));
+
+/** Of `{threads: {relaxed, simd}, single: {relaxed, simd}}` the one that this machine runs on so many threads. */
+export const buildFor = (builds, threads) => builds[threads > 1 ? 'threads' : 'single'][features().relaxed ? 'relaxed' : 'simd'];
 
 /**
  * Load a model.
@@ -78,7 +84,7 @@ export async function createDecoder({ wasm, layout, read, threads = 1, capacity 
   const can = features();
   if (threads > 1 && !can.threads) throw new DecoderError('threads need SharedArrayBuffer: the page is not isolated');
   if (!(threads >= 1 && threads <= 16)) throw new DecoderError(`threads must be 1 to 16, not ${threads}`);
-  const bytes = await wasm[threads > 1 ? 'threads' : 'single'][can.relaxed ? 'relaxed' : 'simd']();
+  const bytes = await buildFor(wasm, threads)();
   const module = await WebAssembly.compile(bytes);
   const plan = planMemory(layout, threads, capacity);
   const pages = Math.ceil(plan.bytes / 65536);
